@@ -1,0 +1,70 @@
+"""What can go wrong, as a tree.
+
+MistError
+├── InputError            the user's: names field, value and choices; the command line exits 2
+│   ├── ImpossibleLayout  a parallel degree the model cannot be cut into
+│   ├── UnmeetableSLO     a limit below what one request alone needs
+│   ├── TraceError        a trace file, with its line number
+│   └── StaleRun          a run whose inputs have changed since it began
+├── Infeasible            an answer, not a failure: the design fits nowhere, and why
+├── DeadlineExceeded      a simulation ran past its wall-clock limit
+└── CausalityError        a bug: something was asked to happen in the past
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class MistError(Exception):
+    """Everything MIST raises on purpose."""
+
+
+class InputError(MistError):
+    """One field of the user's input is wrong.
+
+    The message reads ``field = value: why (valid: a, b, c)``; a close match is offered first.
+    """
+
+    def __init__(self, field: str, value: object, why: str, choices: Iterable[str] = ()) -> None:
+        self.field, self.value, self.why = field, value, why
+        self.choices = tuple(choices)
+        super().__init__(field, value, why, self.choices)
+
+    def __str__(self) -> str:
+        text = f"{self.field} = {self.value}: {self.why}" if self.field else f"{self.value}: {self.why}"
+        if not self.choices:
+            return text
+        close = get_close_matches(str(self.value), self.choices, n=1, cutoff=0.6)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"{text}{hint} (valid: {', '.join(self.choices)})"
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.field, self.value, self.why, self.choices)
+
+
+class ImpossibleLayout(InputError):
+    """The model cannot be cut into this many parts."""
+
+
+class UnmeetableSLO(InputError):
+    """Even a request that is alone on the deployment misses the limit."""
+
+
+class TraceError(InputError):
+    """A trace is empty or malformed; the field is ``path:line``."""
+
+
+class StaleRun(InputError):
+    """An input of the run has changed since it began."""
+
+
+class Infeasible(MistError):
+    """The design fits nowhere; the message says why, with numbers."""
+
+
+class DeadlineExceeded(MistError):
+    """The simulation used more wall-clock time than it was given."""
+
+
+class CausalityError(MistError):
+    """An event was scheduled before the present instant: a bug in MIST."""

@@ -1,0 +1,54 @@
+"""What an accelerator or a host is: peaks, memory, links, power."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from mist.errors import InputError
+from mist.units import Bytes, BytesPerSecond, OpsPerSecond, Seconds, Watts
+
+
+@dataclass(frozen=True)
+class HardwareSpec:
+    """One device as its vendor publishes it; ``peaks`` are dense rates by dtype, without sparsity.
+
+    ``scale_up_bandwidth`` is what one device can send to its neighbours in one direction (NVLink, ICI,
+    Infinity Fabric, or PCIe where there is nothing better); ``scale_up_devices`` how many of them such a
+    domain holds.
+    """
+
+    name: str
+    vendor: str
+    kind: Literal["gpu", "asic", "cpu"]
+    peaks: Mapping[str, OpsPerSecond]
+    memory: Bytes
+    memory_bandwidth: BytesPerSecond
+    scale_up_bandwidth: BytesPerSecond
+    scale_up_latency: Seconds
+    scale_up_devices: int
+    host_bandwidth: BytesPerSecond  # to host memory, one direction
+    power: Watts  # at full load
+    idle_power: Watts
+
+    def __post_init__(self) -> None:
+        for field in ("memory", "memory_bandwidth", "scale_up_bandwidth", "power"):
+            if not getattr(self, field) > 0:
+                raise InputError(field, getattr(self, field), "must be positive")
+        if "bf16" not in self.peaks:
+            raise InputError("peaks", sorted(self.peaks), "needs bf16 at least")
+        for dtype, peak in self.peaks.items():
+            if not peak > 0:
+                raise InputError(f"peaks.{dtype}", peak, "must be positive")
+        if self.scale_up_devices < 1:
+            raise InputError("scale_up_devices", self.scale_up_devices, "must be at least 1")
+
+    def peak(self, dtype: str) -> float:
+        """Dense operations per second when weights are stored as ``dtype``.
+
+        Weights narrower than the device can multiply are widened on the way in: they save bytes, not time
+        in the multiplier.
+        """
+        wider = {"fp4": "fp8", "fp8": "bf16", "int4": "bf16", "int8": "bf16", "fp32": "bf16"}
+        while dtype not in self.peaks:
+            dtype = wider[dtype]
+        return self.peaks[dtype]

@@ -1,0 +1,133 @@
+"""What a transformer is, as far as time, memory and traffic are concerned."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mist.errors import InputError
+
+Dtype = Literal["fp32", "bf16", "fp8", "int8", "int4", "fp4"]
+BYTES_PER_ELEMENT: dict[str, float] = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5, "fp4": 0.5}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A decoder (or encoder) of identical layers: dense or mixture-of-experts, GQA or MLA attention.
+
+    Field names follow the Hugging Face ``config.json`` where it has one: ``hidden`` is ``hidden_size``,
+    ``heads`` ``num_attention_heads``, ``kv_heads`` ``num_key_value_heads``, ``intermediate``
+    ``intermediate_size`` (of a dense MLP), ``vocabulary`` ``vocab_size``. ``parameters`` is the published
+    count; what the simulator uses is derived from the shape, and a law compares the two.
+    """
+
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int  # MLP width of a dense layer
+    vocabulary: int
+    context: int  # tokens the model was published for
+    parameters: float  # published count, all of them
+    kind: Literal["decoder", "encoder"] = "decoder"
+    gated_mlp: bool = True  # gate, up and down matrices rather than up and down
+    tied_embeddings: bool = False
+    attention_bias: bool = False
+    # mixture of experts
+    experts: int = 0  # routed experts in a sparse layer; 0 is a dense model
+    experts_per_token: int = 0
+    expert_intermediate: int = 0
+    shared_experts: int = 0  # of width expert_intermediate, run for every token
+    dense_layers: int = 0  # layers of a sparse model whose MLP is dense (width ``intermediate``)
+    # multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1)
+    kv_latent: int = 0  # kv_lora_rank; 0 is no MLA
+    q_latent: int = 0  # q_lora_rank; 0 projects queries directly
+    rope_head_dim: int = 0  # qk_rope_head_dim, cached once per token beside the latent
+    value_head_dim: int = 0  # v_head_dim, where it differs from head_dim
+    # sliding window
+    window: int = 0  # tokens a windowed layer attends to; 0 is full attention everywhere
+    window_layers: int = 0  # layers with that window
+    # bytes
+    weight_dtype: Dtype = "bf16"
+    kv_dtype: Dtype = "bf16"
+
+    def __post_init__(self) -> None:
+        for field in ("layers", "hidden", "heads", "kv_heads", "head_dim", "vocabulary", "context"):
+            if getattr(self, field) < 1:
+                raise InputError(field, getattr(self, field), "must be at least 1")
+        if self.heads % self.kv_heads:
+            raise InputError("kv_heads", self.kv_heads, f"must divide the {self.heads} query heads")
+        if self.experts_per_token > self.experts:
+            raise InputError("experts_per_token", self.experts_per_token, f"there are {self.experts} experts")
+        if self.experts and not (self.experts_per_token and self.expert_intermediate):
+            raise InputError("experts", self.experts, "needs experts_per_token and expert_intermediate too")
+        if self.window_layers > self.layers or self.dense_layers > self.layers:
+            raise InputError("layers", self.layers, "fewer than its windowed or dense layers")
+
+    @property
+    def sparse_layers(self) -> int:
+        return self.layers - self.dense_layers if self.experts else 0
+
+    @property
+    def mlp_matrices(self) -> int:
+        return 3 if self.gated_mlp else 2
+
+    @property
+    def attention_parameters(self) -> float:
+        """Weights of one layer's projections."""
+        if not self.kv_latent:
+            q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+            bias = q + 2 * kv if self.attention_bias else 0
+            return float(self.hidden * (q + 2 * kv) + q * self.hidden + bias)
+        value = self.value_head_dim or self.head_dim
+        query_width = self.heads * (self.head_dim + self.rope_head_dim)
+        queries = (self.hidden + query_width) * self.q_latent if self.q_latent else self.hidden * query_width
+        latent = self.hidden * (self.kv_latent + self.rope_head_dim)
+        expand = self.kv_latent * self.heads * (self.head_dim + value)
+        return float(queries + latent + expand + self.heads * value * self.hidden)
+
+    @property
+    def expert_parameters(self) -> float:
+        """Weights of one routed expert."""
+        return float(self.mlp_matrices * self.hidden * self.expert_intermediate)
+
+    @property
+    def dense_mlp_parameters(self) -> float:
+        return float(self.mlp_matrices * self.hidden * self.intermediate)
+
+    @property
+    def embedding_parameters(self) -> float:
+        """One vocabulary matrix; an untied decoder has two."""
+        return float(self.vocabulary * self.hidden)
+
+    @property
+    def counted_parameters(self) -> float:
+        """All weights, counted from the shape; norms are left out (below 0.1 %)."""
+        sparse = self.sparse_layers
+        router = self.hidden * self.experts
+        in_sparse = (self.experts + self.shared_experts) * self.expert_parameters + router
+        head = 0 if self.tied_embeddings or self.kind == "encoder" else 1
+        return (
+            self.layers * self.attention_parameters
+            + (self.layers - sparse) * self.dense_mlp_parameters
+            + sparse * in_sparse
+            + (1 + head) * self.embedding_parameters
+        )
+
+    @property
+    def weight_bytes(self) -> float:
+        """All weights in memory; embeddings and the head stay in 16 bits when the layers are quantised."""
+        head = 1 if self.tied_embeddings or self.kind == "encoder" else 2
+        embeddings = head * self.embedding_parameters
+        wide = max(BYTES_PER_ELEMENT[self.weight_dtype], 2.0)
+        return (self.counted_parameters - embeddings) * BYTES_PER_ELEMENT[self.weight_dtype] + embeddings * wide
+
+    @property
+    def kv_bytes_per_token_per_layer(self) -> float:
+        width = self.kv_latent + self.rope_head_dim if self.kv_latent else 2 * self.kv_heads * self.head_dim
+        return width * BYTES_PER_ELEMENT[self.kv_dtype]
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """KV cache of one token over all layers, on all devices together."""
+        return self.layers * self.kv_bytes_per_token_per_layer

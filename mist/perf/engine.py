@@ -1,0 +1,29 @@
+"""What an inference engine adds to the physics: overheads, reserves, block size."""
+
+from dataclasses import dataclass
+
+from mist.errors import InputError
+from mist.units import Bytes, Seconds
+
+
+@dataclass(frozen=True)
+class EngineProfile:
+    """The few scalars that belong to one engine and version, never to a device or a model."""
+
+    name: str
+    version: str
+    step_overhead: Seconds  # every step: scheduling, launch, sampling
+    request_overhead: Seconds  # every request in a step
+    mixed_overhead: Seconds  # a step that holds a prefill chunk (no full CUDA graph)
+    block_tokens: int  # tokens per KV block
+    memory_utilization: float  # share of device memory the engine may use
+    reserve: Bytes  # CUDA graphs, workspaces, communication buffers, per device
+
+    def __post_init__(self) -> None:
+        if not 0 < self.memory_utilization <= 1:
+            raise InputError("memory_utilization", self.memory_utilization, "must lie in (0, 1]")
+        if self.block_tokens < 1:
+            raise InputError("block_tokens", self.block_tokens, "must be at least 1")
+        for field in ("step_overhead", "request_overhead", "mixed_overhead", "reserve"):
+            if getattr(self, field) < 0:
+                raise InputError(field, getattr(self, field), "must not be negative")

@@ -1,0 +1,1 @@
+"""One deployment under one workload: config in, Result out."""

@@ -1,0 +1,51 @@
+"""Who arrives and what they ask for: the form every workload takes."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mist.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Traffic:
+    """One cycle of requests at unit rate; it repeats for ever.
+
+    ``times`` (shape [n], non-decreasing, in [0, n)) are arrival instants in units of the mean gap, so that
+    request i of cycle c arrives at ``(c * n + times[i]) / rate`` seconds and every rate replays the same
+    draws (common random numbers). ``inputs`` and ``outputs`` (shape [n], tokens) belong to the same request.
+    """
+
+    times: NDArray[np.float64]
+    inputs: NDArray[np.int64]
+    outputs: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        n = len(self.times)
+        if n == 0:
+            raise InputError("requests", 0, "a workload needs at least one request")
+        if not (len(self.inputs) == len(self.outputs) == n):
+            raise ValueError(f"{n} times, {len(self.inputs)} inputs, {len(self.outputs)} outputs")
+        if self.times[0] < 0 or self.times[-1] >= n or np.any(np.diff(self.times) < 0):
+            raise ValueError("times must rise within [0, n)")
+        if self.inputs.min() < 1 or self.outputs.min() < 1:
+            raise ValueError("every request has at least one input and one output token")
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+
+class Workload(Protocol):
+    """A frozen description of traffic; the same seed draws the same traffic."""
+
+    @property
+    def rate(self) -> float | None:
+        """Mean requests per second; None is the traffic's own."""
+
+    def traffic(self, seed: int) -> Traffic:
+        """One cycle of requests."""
+
+    def own_rate(self) -> float:
+        """Requests per second of the traffic as recorded or published."""
