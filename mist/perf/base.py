@@ -1,0 +1,86 @@
+"""How long a step takes: the few integers in which a batch meets the hardware."""
+
+from math import inf
+from typing import NamedTuple, Protocol
+
+from mist.hardware import HardwareSpec
+from mist.model import ModelSpec
+from mist.perf.engine import EngineProfile
+
+
+class StepShape(NamedTuple):
+    """One engine step as the hardware sees it."""
+
+    decodes: int  # sequences that compute one token
+    context: int  # KV tokens those sequences read, together
+    chunks: tuple[tuple[int, int], ...] = ()  # (tokens, tokens cached before them) of each prompt chunk
+
+    @property
+    def tokens(self) -> int:
+        return self.decodes + sum(tokens for tokens, _ in self.chunks)
+
+    @property
+    def requests(self) -> int:
+        return self.decodes + len(self.chunks)
+
+
+class Stretch(NamedTuple):
+    """Consecutive decode-only steps of one batch: step i takes ``first + i * slope`` seconds."""
+
+    steps: float  # how many of them this holds for; may be infinite
+    first: float  # s
+    slope: float  # s per step
+
+    def time(self, steps: int) -> float:
+        """Seconds of the first ``steps`` steps together."""
+        return steps * self.first + self.slope * (steps * (steps - 1) / 2)
+
+
+class Replica(NamedTuple):
+    """What one replica of a pool runs: a model on ``tp`` devices under an engine."""
+
+    model: ModelSpec
+    hardware: HardwareSpec
+    tp: int
+    engine: EngineProfile
+
+
+class StepModel(Protocol):
+    """Step times of one replica: pure, exact, blind to everything but the shape."""
+
+    def step_time(self, shape: StepShape) -> float:
+        """Seconds of one step."""
+
+    def decode_stretch(self, decodes: int, context: int) -> Stretch:
+        """The decode-only steps from here while step time stays linear in the step's number."""
+
+
+class PerfModel(Protocol):
+    """A way of predicting step times."""
+
+    def of(self, replica: Replica) -> StepModel:
+        """The step times of this replica."""
+
+
+class AffineMax(NamedTuple):
+    """max(compute, memory) of an operator whose work is affine in context: seconds and seconds per token."""
+
+    compute: float
+    compute_slope: float
+    memory: float
+    memory_slope: float
+
+    def at(self, context: float) -> float:
+        return max(self.compute + self.compute_slope * context, self.memory + self.memory_slope * context)
+
+    def slope(self, context: float) -> float:
+        """To the right of ``context``."""
+        compute = (self.compute + self.compute_slope * context, self.compute_slope)
+        memory = (self.memory + self.memory_slope * context, self.memory_slope)
+        return max(compute, memory)[1]
+
+    def crossing(self) -> float:
+        """The context at which the two meet; infinite if they never do."""
+        if self.compute_slope == self.memory_slope:
+            return inf
+        return (self.memory - self.compute) / (self.compute_slope - self.memory_slope)

@@ -1,0 +1,71 @@
+"""A request: its plan, how far it has come, and when each stage happened."""
+
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Stage(StrEnum):
+    """The kinds of work a plan is made of; a plan may repeat them."""
+
+    PREFILL = "prefill"
+    HANDOVER = "handover"  # KV from a prefill client to a decode client
+    DECODE = "decode"
+
+
+class Visit(NamedTuple):
+    """One stage as it happened: queued, started and finished in seconds, and where."""
+
+    stage: Stage
+    place: str  # "llm/0": pool and replica, or the link
+    queued: float
+    started: float
+    finished: float
+
+
+class Request:
+    """One user's question. ``computed`` of its ``known`` tokens have their KV cached; ``left`` are to sample."""
+
+    __slots__ = (
+        "arrived", "blocks", "computed", "finished", "first_token", "id", "input", "joined", "known", "leaves",
+        "left", "output", "preemptions", "queued", "refused", "replica", "started", "visits",
+    )  # fmt: skip
+
+    def __init__(self, id: int, arrived: float, input: int, output: int) -> None:  # noqa: A002
+        self.id = id  # position in the traffic; negative during warm-up
+        self.arrived = arrived  # s
+        self.input = input  # tokens
+        self.output = output  # tokens
+        self.known = input  # prompt and sampled tokens
+        self.computed = 0  # tokens whose KV is cached
+        self.left = output  # tokens still to sample
+        self.blocks = 0  # KV blocks held
+        self.joined = -1  # decode step at which it joined the lockstep set; -1 outside it
+        self.leaves = -1  # decode step at which it samples its last token
+        self.preemptions = 0
+        self.replica = -1  # of the pool it is in
+        self.queued = arrived  # s, at the client it is with
+        self.started = -1.0  # s, first step of the stage it is in; -1 before
+        self.first_token = -1.0  # s; -1 before
+        self.finished = -1.0  # s; -1 before
+        self.refused = ""  # why, if it can never be served
+        self.visits: list[Visit] = []
+
+    @property
+    def pending(self) -> int:
+        """Known tokens not yet in the cache."""
+        return self.known - self.computed
+
+    @property
+    def ttft(self) -> float:
+        """Seconds from arrival to first token."""
+        return self.first_token - self.arrived
+
+    @property
+    def tpot(self) -> float:
+        """Mean seconds per token after the first; 0 for a one-token answer."""
+        return (self.finished - self.first_token) / (self.output - 1) if self.output > 1 else 0.0
+
+    @property
+    def e2e(self) -> float:
+        """Seconds from arrival to last token."""
+        return self.finished - self.arrived

@@ -1,0 +1,30 @@
+"""Static batching: a batch runs to its last token before the next one starts."""
+
+from dataclasses import dataclass
+
+from mist.errors import InputError
+from mist.policy import EngineView, Step
+from mist.schedulers.whole_prompts import whole_prompts
+
+
+@dataclass(frozen=True)
+class Static:
+    """Request-level batching (the baseline of Orca, OSDI 2022, section 2).
+
+    When the engine is empty it takes what waits, up to ``max_running`` requests and ``token_budget`` prompt
+    tokens; nobody joins until all of them have finished. A request that ends early streams its last token
+    at once, but its seat stays empty.
+    """
+
+    token_budget: int = 8192
+    max_running: int = 32
+
+    def __post_init__(self) -> None:
+        for field in ("token_budget", "max_running"):
+            if getattr(self, field) < 1:
+                raise InputError(field, getattr(self, field), "must be at least 1")
+
+    def next_step(self, view: EngineView) -> Step:
+        if view.decoding:
+            return Step(True)
+        return Step(False, whole_prompts(view, self.token_budget, self.max_running))
