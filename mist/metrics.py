@@ -24,7 +24,10 @@ Verdict = Literal["ok", "slo_missed", "unstable", "infeasible"]
 
 @dataclass(frozen=True)
 class Latency:
-    """Distribution over all requests that arrived in the window, seconds; unfinished ones count as infinite."""
+    """Distribution over all requests that arrived in the window, seconds.
+
+    Nobody is dropped: a request that had not finished, or was refused, counts as infinite.
+    """
 
     mean: float
     p50: float
@@ -155,9 +158,9 @@ def doomed(slo: SLO, requests: Sequence[Request], cohort: int, now: float) -> bo
 
 
 def _surely_late(request: Request, metric: str, value: float, limit: float, now: float) -> bool:
-    if value != inf:
+    if value != inf or request.refused:
         return value > limit
-    return metric != "tpot" and not request.refused and now - request.arrived > limit
+    return metric != "tpot" and now - request.arrived > limit
 
 
 def unstable(arrivals: int, backlog_start: int, backlog_end: int) -> bool:
@@ -170,7 +173,10 @@ def unstable(arrivals: int, backlog_start: int, backlog_end: int) -> bool:
 
 
 def window_notes(slo: SLO, cohort: int, length: float, warmup: float, e2e: Latency) -> list[str]:
-    """Why the window is too short for what is asked of it; empty if it is long enough."""
+    """Why the window is too short for what is asked of it; empty if it is long enough.
+
+    ``cohort`` counts its requests, ``length`` and ``warmup`` are seconds.
+    """
     notes = []
     highest = max((limit.percentile for limit in slo), default=99.0)
     tail = cohort * (1 - highest / 100)

@@ -164,8 +164,7 @@ class _Window(NamedTuple):
 def _result(scenario: Scenario, cluster: Cluster, requests: Sequence[Request], rate: float, window: _Window) -> Result:
     slo, kernel = scenario.slo, cluster.kernel
     cohort = requests[window.warm : window.warm + window.cycle]
-    served = [r for r in cohort if not r.refused]
-    values = {name: [metric(r) for r in served] for name, metric in METRICS.items()}
+    values = {name: [metric(r) for r in cohort] for name, metric in METRICS.items()}
     figures = {name: latency(column) for name, column in values.items()}
     checks = {}
     for limit in slo:
@@ -178,7 +177,7 @@ def _result(scenario: Scenario, cluster: Cluster, requests: Sequence[Request], r
     verdict, reason = _verdict(window, checks)
     goodput = sum(r.output for r in in_slo) / length
     dollars = scenario.dollars_per_hour
-    notes = window_notes(slo, len(served), length, window.start, figures["e2e"])
+    notes = window_notes(slo, len(cohort), length, window.start, figures["e2e"])
     if len(cohort) < window.cycle:
         notes.append("the run was stopped early")
     return Result(

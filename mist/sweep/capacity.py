@@ -1,0 +1,216 @@
+"""Capacity: the largest arrival rate at which every SLO percentile holds."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, log, sqrt
+from statistics import fmean
+from time import monotonic
+from typing import Any
+
+from mist.build import build
+from mist.errors import DeadlineExceeded, ImpossibleLayout, UnmeetableSLO
+from mist.metrics import Result, doomed
+from mist.perf.base import StepShape
+from mist.request import Request
+from mist.simulate import Scenario, serve
+from mist.workload.traffic import Traffic
+
+PRECISION = 1.02  # highest rate known to fail over highest known to hold
+STRIDE = 1.3  # between rates while no bracket is known
+IDLE = 1 / 4096  # of the first guess: a rate at which requests are alone
+
+Probe = Callable[[float], Result]
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a deployment can take: requests per second, by seed, with the Result at that rate."""
+
+    results: Mapping[int, Result]  # by seed; verdict "ok", or why there is no capacity
+    probes: int  # simulations it took
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        return {seed: result.rate if result.verdict == "ok" else 0.0 for seed, result in self.results.items()}
+
+    @property
+    def rate(self) -> float:
+        """Mean over seeds, requests per second."""
+        return fmean(self.by_seed.values())
+
+    @property
+    def tokens_per_dollar(self) -> float:
+        return fmean(result.tokens_per_dollar for result in self.results.values())
+
+    @property
+    def worst(self) -> Result:
+        """The Result of the seed with the least capacity."""
+        return self.results[min(self.by_seed, key=self.by_seed.__getitem__)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        rates, values = self.by_seed.values(), [result.tokens_per_dollar for result in self.results.values()]
+        return {
+            "capacity": self.rate,
+            "tokens_per_dollar": self.tokens_per_dollar,
+            "verdict": "ok" if self.rate else "infeasible",
+            "reason": "" if self.rate else self.worst.reason,
+            "spread": {"capacity": [min(rates), max(rates)], "tokens_per_dollar": [min(values), max(values)]},
+            "by_seed": {str(seed): rate for seed, rate in self.by_seed.items()},
+            "probes": self.probes,
+            "result": next(iter(self.results.values())).to_json(),
+        }
+
+
+def capacity(config: Mapping[str, Any], seeds: Sequence[int] = (0,)) -> Capacity:
+    """The capacity of the config's deployment, once per seed of the traffic, each to 2 %.
+
+    All rates of one seed replay the same draws. ``workload.rate`` is what is sought, so it is ignored here
+    and refused by the command line. Raises UnmeetableSLO where not one request keeps a limit when alone.
+    """
+    scenario = build(Scenario, config)
+    return search(scenario, {seed: scenario.workload.traffic(seed) for seed in seeds}, inf)
+
+
+def search(scenario: Scenario, traffic: Mapping[int, Traffic], limit_s: float) -> Capacity:
+    """As ``capacity``, on traffic drawn before; DeadlineExceeded after ``limit_s`` seconds of wall clock."""
+    deadline = monotonic() + limit_s
+    results, probes = {}, 0
+    for seed, draws in traffic.items():
+
+        def probe(rate: float, draws: Traffic = draws) -> Result:
+            nonlocal probes
+            probes += 1
+            return serve(scenario, draws, rate, _until_certain(scenario, len(draws), deadline, limit_s))
+
+        results[seed] = _largest(probe, guess(scenario, draws))
+        if results[seed].verdict == "infeasible":
+            return Capacity({seed: results[seed]}, probes)  # whatever arrives
+    return Capacity(results, probes)
+
+
+def judge(config: Mapping[str, Any], traffic: Mapping[int, Traffic], limit_s: float = inf) -> dict[str, Any]:
+    """A design's answer as plain data: value, capacity, verdict, reason, metrics, constraints, spread.
+
+    An infeasible design is an answer: value 0, its constraints positive.
+    """
+    try:
+        scenario = build(Scenario, config)
+        found = search(scenario, traffic, limit_s)
+    except (ImpossibleLayout, UnmeetableSLO) as error:
+        return {**_NOTHING, "reason": str(error), "constraints": {"fits": 1.0}}
+    result = found.worst
+    answer = {key: value for key, value in found.to_json().items() if key in _NOTHING}
+    answer["value"] = found.tokens_per_dollar
+    answer["constraints"] = _constraints(result)
+    answer["metrics"] = _metrics(result)
+    return answer
+
+
+_NOTHING: dict[str, Any] = {
+    "value": 0.0,
+    "capacity": 0.0,
+    "verdict": "infeasible",
+    "reason": "",
+    "spread": None,
+    "metrics": {},
+    "constraints": {},
+}
+
+
+def _metrics(result: Result) -> dict[str, float]:
+    metrics = {
+        "output_tokens_per_s": result.output_tokens_per_second,
+        "dollars_per_hour": result.dollars_per_hour,
+        "attainment": result.attainment,
+    }
+    for name, figures in (result.latency or {}).items():
+        metrics |= {f"{name}_p50": figures.p50, f"{name}_p99": figures.p99}
+    return {name: value for name, value in metrics.items() if value != inf}
+
+
+def _constraints(result: Result) -> dict[str, float]:
+    """log(observed / limit) by limit, positive where missed; an endless wait counts as e times the limit."""
+    if not result.slo:
+        return {"fits": 0.0 if result.verdict == "ok" else 1.0}
+    shares = {name: check.observed / check.limit for name, check in result.slo.items()}
+    return {name: min(log(share), 1.0) if share > 0 else -1.0 for name, share in shares.items()}
+
+
+def _until_certain(
+    scenario: Scenario, cohort: int, deadline: float, limit_s: float
+) -> Callable[[Sequence[Request], float], bool]:
+    def stop(requests: Sequence[Request], now: float) -> bool:
+        if monotonic() > deadline:
+            raise DeadlineExceeded(f"no verdict after {limit_s:g} s")
+        return doomed(scenario.slo, requests, cohort, now)
+
+    return stop
+
+
+def guess(scenario: Scenario, traffic: Traffic) -> float:
+    """Requests per second, to start from: full chunks, and decodes in the largest batch within the TPOT limit."""
+    tpot = min((limit.limit for limit in scenario.slo if limit.metric == "tpot"), default=inf)
+    prompt, answer = float(traffic.inputs.mean()), float(traffic.outputs.mean())
+    rates = []
+    for spec in scenario.pools.values():
+        steps, budget = spec.perf.of(spec.replica), spec.scheduler.token_budget
+        seconds = 0.0
+        if spec.role != "decode":
+            seconds += prompt * steps.step_time(StepShape(0, 0, ((budget, 0),))) / budget
+        if spec.role != "prefill":
+            batch = spec.scheduler.max_running
+            context = int(prompt + answer / 2)
+            while batch > 1 and steps.step_time(StepShape(batch, batch * context)) > tpot:
+                batch = int(batch / 1.2)
+            seconds += answer * steps.step_time(StepShape(batch, batch * context)) / batch
+        rates.append(spec.replicas / seconds)
+    return 0.8 * min(rates)
+
+
+def _largest(probe: Probe, start: float) -> Result:
+    """The Result at the largest rate that holds: bracket from ``start``, then bisect in the logarithm.
+
+    Where no rate holds, the Result of requests served alone, its verdict turned to ``infeasible``.
+    """
+    holds, fails = _bracket(probe, start)
+    if holds.verdict != "ok":
+        return holds
+    best, low = holds, holds.rate
+    while fails / low > PRECISION:
+        middle = sqrt(low * fails)
+        result = probe(middle)
+        if result.verdict == "ok":
+            best, low = result, middle
+        else:
+            fails = middle
+    return best
+
+
+def _bracket(probe: Probe, start: float) -> tuple[Result, float]:
+    """A Result that holds and a higher rate that does not."""
+    result, rate, stride = probe(start), start, STRIDE
+    if result.verdict == "infeasible":
+        return result, rate
+    if result.verdict == "ok":
+        while True:
+            rate *= stride
+            higher = probe(rate)
+            if higher.verdict != "ok":
+                return result, rate
+            result, stride = higher, stride * stride
+    while rate > start * IDLE:
+        fails, rate = rate, max(rate / stride, start * IDLE)
+        stride *= stride
+        result = probe(rate)
+        if result.verdict == "ok":
+            return result, fails
+    return _no_capacity(result), rate
+
+
+def _no_capacity(alone: Result) -> Result:
+    """What to say of a deployment that misses the SLO even when idle."""
+    if not alone.attainment and alone.slo:
+        name, check = max(alone.slo.items(), key=lambda item: item[1].observed / item[1].limit)
+        raise UnmeetableSLO(f"slo.{name}", f"{check.limit:g} s", "no request can meet it, even alone on the deployment")
+    return Result(**{**alone.__dict__, "verdict": "infeasible", "reason": f"even when idle, {alone.reason}"})
