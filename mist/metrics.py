@@ -81,6 +81,7 @@ class PoolReport:
     perf: str
     engine: str
     kv_blocks: int  # per replica
+    kv_tokens: int  # that fit them
     kv_peak: float  # share of the blocks, fullest replica
     utilization: float  # share of time a replica was stepping
     preemptions: int

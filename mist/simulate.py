@@ -229,6 +229,7 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float) -> PoolReport:
         perf=type(spec.perf).__name__.lower(),
         engine=f"{spec.engine.name} {spec.engine.version}",
         kv_blocks=pool.blocks,
+        kv_tokens=pool.blocks * spec.engine.block_tokens,
         kv_peak=max(client.kv.peak for client in clients) / pool.blocks,
         utilization=sum(client.busy for client in clients) / (spec.replicas * elapsed),
         preemptions=sum(client.preemptions for client in clients),
