@@ -161,7 +161,7 @@ class Cluster:
         now = self.kernel.now
         request.visits.append(Visit(Stage.HANDOVER, self.link.spec.name, request.queued, started, now))
         request.queued = now
-        source.free_blocks(blocks)
+        source.give_back(blocks)
         client.land(request)
 
 

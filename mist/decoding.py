@@ -1,5 +1,6 @@
 """The set of decoding requests, advanced in lockstep."""
 
+from collections.abc import Collection
 from heapq import heappop, heappush
 
 from mist.request import Request
@@ -10,8 +11,7 @@ class Decoding:
 
     A member remembers the step it joined at instead of being updated at every step, so any number of steps
     costs O(leavers): the total context is a running sum, the leavers a heap keyed by step number, and block
-    growth a histogram of step numbers modulo the block size. Its slow twin in the tests updates every
-    member at every step.
+    growth is periodic in the step number. Its slow twin in the tests updates every member at every step.
     """
 
     __slots__ = ("_due", "_leaving", "_serial", "block_tokens", "cached", "count", "step")
@@ -21,14 +21,23 @@ class Decoding:
         self.step = 0
         self.count = 0  # members
         self.cached = 0  # tokens, over all members
-        self._due = [0] * block_tokens  # members that need a new block, by step modulo block size
-        self._leaving: list[tuple[int, int, Request]] = []  # (last step, serial, member)
+        # members that need a new block, by step modulo block size
+        self._due: list[dict[int, Request]] = [{} for _ in range(block_tokens)]
+        self._leaving: list[tuple[int, int, int, Request]] = []  # (last step, admission, serial, member)
         self._serial = 0
 
     @property
     def blocks_due(self) -> int:
         """Blocks the members need between them to take the next step."""
-        return self._due[self.step % self.block_tokens]
+        return len(self._due[self.step % self.block_tokens])
+
+    def due(self, ahead: int) -> Collection[Request]:
+        """Members whose cache is a whole number of blocks when the step ``ahead`` steps from now begins."""
+        return self._due[(self.step + ahead) % self.block_tokens].values()
+
+    def computed(self, request: Request) -> int:
+        """Cached tokens of a member."""
+        return request.computed + self.step - request.joined
 
     def blocks_for(self, steps: int) -> int:
         """Blocks the members need between them to take the next ``steps`` steps."""
@@ -37,7 +46,7 @@ class Decoding:
         around = self._due[phase : phase + rest]
         if phase + rest > self.block_tokens:
             around += self._due[: phase + rest - self.block_tokens]
-        return rounds * self.count + sum(around)
+        return rounds * self.count + sum(map(len, around))
 
     def steps_within(self, blocks: int, steps: int) -> int:
         """The most steps, up to ``steps``, that need no more than ``blocks`` blocks."""
@@ -53,7 +62,7 @@ class Decoding:
     def steps_to_leaver(self) -> int:
         """Steps until the next member samples its last token."""
         leaving = self._leaving
-        while leaving[0][2].leaves != leaving[0][0]:  # it was evicted since
+        while leaving[0][3].leaves != leaving[0][0]:  # it was evicted since
             heappop(leaving)
         return leaving[0][0] - self.step
 
@@ -61,16 +70,16 @@ class Decoding:
         """Add a request whose known tokens are cached but for the last."""
         request.joined = self.step
         request.leaves = self.step + request.left
-        self._due[(self.step - request.computed) % self.block_tokens] += 1
+        self._due[(self.step - request.computed) % self.block_tokens][request.id] = request
         self.count += 1
         self.cached += request.computed
         self._serial += 1
-        heappush(self._leaving, (request.leaves, self._serial, request))
+        heappush(self._leaving, (request.leaves, request.admitted, self._serial, request))
 
     def leave(self, request: Request) -> None:
         """Take a member out and bring its own counts up to date."""
         steps = self.step - request.joined
-        self._due[(request.joined - request.computed) % self.block_tokens] -= 1
+        del self._due[(request.joined - request.computed) % self.block_tokens][request.id]
         request.computed += steps
         request.known += steps
         request.left -= steps
@@ -80,12 +89,12 @@ class Decoding:
         self.cached -= request.computed
 
     def advance(self, steps: int) -> list[Request]:
-        """``steps`` tokens for every member; returns those that sampled their last, in joining order."""
+        """``steps`` tokens for every member; returns those that sampled their last, in admission order."""
         self.step += steps
         self.cached += self.count * steps
         leaving, done = self._leaving, []
         while leaving and leaving[0][0] <= self.step:
-            last, _, request = heappop(leaving)
+            last, _, _, request = heappop(leaving)
             if request.leaves == last:  # else it was evicted since
                 self.leave(request)
                 done.append(request)

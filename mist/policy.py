@@ -1,65 +1,112 @@
-"""What a policy sees and what it returns. A policy decides; only its client acts."""
+"""What a policy sees and what it decides. A policy decides; only its client acts."""
 
-from collections.abc import Collection, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from mist.request import Request
 
 
-class Step(NamedTuple):
-    """One engine step: a token for every decoding request or not, and prompt chunks in order.
+class Grant(NamedTuple):
+    """Tokens of the next step for one request; a grant to the head of the line admits it."""
 
-    A chunk of a waiting request admits it.
-    """
+    request: Request
+    tokens: int
 
-    decode: bool
-    chunks: Sequence[tuple[Request, int]] = ()  # (request, tokens)
+
+class Preempt(NamedTuple):
+    """Take this request's memory; it goes back to the line and recomputes later."""
+
+    request: Request
+
+
+class Decodes(NamedTuple):
+    """One token of the next step for every decoding request."""
+
+
+DECODES: Final = Decodes()
+
+Decision = Grant | Preempt | Decodes
 
 
 class EngineView(Protocol):
-    """What a scheduler may look at: a client between two steps."""
+    """What a scheduler may look at: a client between two steps, with every decision so far carried out."""
 
     @property
-    def waiting(self) -> Collection[Request]:
-        """Not admitted, first in line first."""
+    def now(self) -> float:
+        """Seconds."""
+
+    @property
+    def head(self) -> Request | None:
+        """First in line, not admitted."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests in line."""
+
+    @property
+    def running(self) -> Collection[Request]:
+        """Admitted requests, in admission order."""
+
+    @property
+    def youngest(self) -> Request:
+        """The request admitted last."""
 
     @property
     def prefilling(self) -> Collection[Request]:
-        """Admitted, prompt not finished, in admission order."""
+        """Running requests with more than their last token to compute, in admission order."""
 
     @property
     def decoding(self) -> int:
-        """Requests past their prompt."""
+        """Running requests that compute their last token next."""
+
+    @property
+    def due(self) -> int:
+        """Blocks the decoding requests need for one token each."""
 
     @property
     def preempted(self) -> int:
-        """Requests put back for want of memory since the last step."""
+        """Requests preempted for the step being made."""
 
     @property
-    def room(self) -> int:
-        """Free KV blocks once every decoding request has what its next token needs."""
+    def blocks(self) -> int:
+        """All KV blocks that requests can use."""
 
     @property
     def free(self) -> int:
-        """Free KV blocks now."""
+        """Free KV blocks, after what was granted for the step being made."""
 
-    def shortfall(self, request: Request, tokens: int) -> int:
-        """Blocks the request lacks to cache ``tokens`` more."""
+    def pending(self, request: Request) -> int:
+        """Known tokens of a running request that are not in the cache."""
+
+    def hit(self, request: Request) -> int:
+        """Tokens of a waiting request that the prefix cache holds."""
+
+    def need(self, request: Request, tokens: int) -> int:
+        """Free blocks it takes for the request's first ``tokens`` tokens to be in the cache."""
 
 
 class Scheduler(Protocol):
-    """Which requests share the next step, and how many tokens each gets.
+    """Who shares the next step, and how many tokens each gets.
 
-    ``token_budget`` bounds the tokens of one step, ``max_running`` the requests between admission and
-    last token. A scheduler must not look past a head of line it does not admit: the client relies on it
-    when it leaps over steps whose batch cannot change.
+    ``token_budget`` bounds the tokens of one step, ``max_running`` the requests between admission and last
+    token. Decisions are carried out one by one as they are made, so the view is always current. A scheduler
+    looks no further than the head of the line, and what it decides must depend on nothing but the view: a
+    client leaps over steps in which the view cannot change.
     """
 
     @property
     def token_budget(self) -> int: ...
     @property
     def max_running(self) -> int: ...
-    def next_step(self, view: EngineView) -> Step: ...
+    def schedule(self, view: EngineView) -> Iterator[Decision]: ...
+
+
+@runtime_checkable
+class Ranked(Protocol):
+    """A scheduler that orders the line itself; the others serve first come, first served."""
+
+    def place(self, request: Request) -> Any:
+        """What sorts the line, smallest first; ties go by arrival, then id."""
 
 
 class Router(Protocol):

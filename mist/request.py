@@ -1,7 +1,8 @@
 """A request: its plan, how far it has come, and when each stage happened."""
 
+from collections.abc import Hashable
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 
 class Stage(StrEnum):
@@ -10,6 +11,13 @@ class Stage(StrEnum):
     PREFILL = "prefill"
     HANDOVER = "handover"  # KV from a prefill client to a decode client
     DECODE = "decode"
+
+
+class Content(Protocol):
+    """What the tokens of a request are, as far as another request may share them."""
+
+    def key(self, block: int, block_tokens: int) -> Hashable:
+        """Equal for two requests if and only if their tokens up to the end of this block are the same."""
 
 
 class Visit(NamedTuple):
@@ -26,11 +34,20 @@ class Request:
     """One user's question. ``computed`` of its ``known`` tokens have their KV cached; ``left`` are to sample."""
 
     __slots__ = (
-        "arrived", "blocks", "computed", "finished", "first_token", "id", "input", "joined", "known", "leaves",
-        "left", "output", "preemptions", "queued", "refused", "replica", "started", "visits",
+        "admitted", "arrived", "blocks", "computed", "content", "finished", "first_token", "id", "input", "joined",
+        "known", "leaves", "left", "output", "preemptions", "priority", "queued", "refused", "replica", "started",
+        "table", "visits",
     )  # fmt: skip
 
-    def __init__(self, id: int, arrived: float, input: int, output: int) -> None:  # noqa: A002
+    def __init__(  # noqa: PLR0917
+        self,
+        id: int,  # noqa: A002
+        arrived: float,
+        input: int,  # noqa: A002
+        output: int,
+        priority: int = 0,
+        content: Content | None = None,
+    ) -> None:
         self.id = id  # position in the traffic; negative during warm-up
         self.arrived = arrived  # s
         self.input = input  # tokens
@@ -38,7 +55,11 @@ class Request:
         self.known = input  # prompt and sampled tokens
         self.computed = 0  # tokens whose KV is cached
         self.left = output  # tokens still to sample
+        self.priority = priority  # smaller is served first, by policies that look at it
+        self.content = content  # what its tokens are, for prefix caching; None is like no other request's
         self.blocks = 0  # KV blocks held
+        self.table: list[int] = []  # which, in a pool that tells them apart
+        self.admitted = 0  # ordinal of its last admission
         self.joined = -1  # decode step at which it joined the lockstep set; -1 outside it
         self.leaves = -1  # decode step at which it samples its last token
         self.preemptions = 0

@@ -1,14 +1,15 @@
-"""An inference engine on its own devices: queues, a batching policy, a step model and a KV pool."""
+"""An inference engine on its own devices: a line, a batching policy, a step model and a KV pool."""
 
 from collections import deque
 from collections.abc import Callable, Collection
 from math import ceil, sqrt
 
+from mist.clients.line import Line, RankedLine
 from mist.decoding import Decoding
 from mist.kernel import Kernel
 from mist.memory.pool import BlockPool
 from mist.perf.base import StepModel, StepShape, Stretch
-from mist.policy import Scheduler, Step
+from mist.policy import DECODES, Grant, Preempt, Ranked, Scheduler
 from mist.request import Request, Stage, Visit
 
 
@@ -17,8 +18,8 @@ class LLMClient:
 
     A run of decode-only steps in which nothing can change (nobody leaves, memory lasts, the line stands
     still) is leapt over in one event; an arrival cuts the leap at the end of the step it falls into.
-    ``prefilled`` is called when a prompt's first token is out and the request decodes elsewhere,
-    ``finished`` after its last token.
+    ``finished`` is called after a request's last token, ``prefilled``, on a client that decodes nothing,
+    after its first. ``watch`` sees every step or leap as it begins.
     """
 
     def __init__(
@@ -35,21 +36,47 @@ class LLMClient:
         self.kernel, self.name = kernel, name
         self.scheduler, self.steptimes, self.kv = scheduler, steptimes, kv
         self.finished, self.prefilled = finished, prefilled
-        self.waiting: deque[Request] = deque()
-        self._prefilling: dict[int, Request] = {}
-        self.landed: deque[Request] = deque()  # KV handed over, not yet decoding
+        self.watch: Callable[[LLMClient, float], None] | None = None
+        self.line = RankedLine(scheduler.place) if isinstance(scheduler, Ranked) else Line()
         self.decodes = Decoding(kv.block_tokens)
         self._running: dict[int, Request] = {}  # in admission order
-        self._shelved: deque[tuple[Request, Callable[[Request], None]]] = deque()  # hand-overs with no room yet
-        self._fetching = 0  # hand-overs with room here, KV on its way
+        self._prefilling: dict[int, Request] = {}  # those with a prompt to compute, in admission order
+        self._admissions = 0
+        # the step being made
+        self.granted: dict[int, Grant] = {}
+        self._decode = False  # every member of the lockstep set gets a token, and has the block for it
+        self.preempted = 0
+        # hand-overs from prefill clients
+        self._expected: deque[tuple[Request, Callable[[Request], None]]] = deque()  # no room yet
+        self._fetching = 0  # room reserved, KV on its way
+        self._landed: deque[Request] = deque()  # KV here, not yet decoding
         self._awake = False
         self._leap: tuple[float, int, Stretch] | None = None  # start, steps, their times
-        self._stamp = 0  # tells a landing that was cut short from the one that replaced it
-        self.preempted = 0  # since the last step
-        self.preemptions = self.steps = self.leaps = self.tokens = 0
+        self._stamp = 0  # tells a leap's end from one that was cut short
+        self.preemptions = self.steps = self.leaps = 0
         self.busy = 0.0  # s
 
     # what a scheduler sees
+
+    @property
+    def now(self) -> float:
+        return self.kernel.now
+
+    @property
+    def head(self) -> Request | None:
+        return self.line.head
+
+    @property
+    def waiting(self) -> int:
+        return len(self.line)
+
+    @property
+    def running(self) -> Collection[Request]:
+        return self._running.values()
+
+    @property
+    def youngest(self) -> Request:
+        return next(reversed(self._running.values()))
 
     @property
     def prefilling(self) -> Collection[Request]:
@@ -60,38 +87,50 @@ class LLMClient:
         return self.decodes.count
 
     @property
-    def room(self) -> int:
-        return self.kv.free - self.decodes.blocks_due
+    def due(self) -> int:
+        return self.decodes.blocks_due
+
+    @property
+    def blocks(self) -> int:
+        return self.kv.total
 
     @property
     def free(self) -> int:
         return self.kv.free
 
-    def shortfall(self, request: Request, tokens: int) -> int:
-        return self.kv.shortfall(request, tokens)
+    def pending(self, request: Request) -> int:
+        return 1 if request.joined >= 0 else request.known - request.computed
+
+    def hit(self, request: Request) -> int:
+        return self.kv.hit(request)
+
+    def need(self, request: Request, tokens: int) -> int:
+        if request.joined >= 0:
+            return int(self.decodes.computed(request) % self.kv.block_tokens == 0)
+        return self.kv.need(request, tokens)
 
     # what the cluster asks for
 
     def submit(self, request: Request) -> None:
-        """Put a request at the end of the line."""
-        blocked = bool(self.waiting)
+        """Put a request in line."""
+        head = self.line.head
         request.queued, request.started = self.kernel.now, -1.0
-        self.waiting.append(request)
-        if not blocked or self._leap is None:
+        self.line.join(request)
+        if self._leap is None or self.line.head is not head:
             self._wake()
 
     def expect(self, request: Request, fetch: Callable[[Request], None]) -> None:
         """Take over a prefilled request: call ``fetch`` once its KV has room here."""
         request.queued, request.started = self.kernel.now, -1.0
-        self._shelved.append((request, fetch))
+        self._expected.append((request, fetch))
         self._wake()
 
     def land(self, request: Request) -> None:
         """The KV of an expected request is here."""
-        self.landed.append(request)
+        self._landed.append(request)
         self._wake()
 
-    def free_blocks(self, blocks: int) -> None:
+    def give_back(self, blocks: int) -> None:
         """A request that left has been fetched: its blocks are free again."""
         self.kv.give_back(blocks)
         self._wake()
@@ -106,81 +145,110 @@ class LLMClient:
     # the step loop
 
     def _launch(self) -> None:
-        self._take_over()
-        self.preempted = 0
-        while self.decodes.blocks_due > self.kv.free:
-            self._preempt()
-        step = self.scheduler.next_step(self)
-        while not step.chunks and not self.decodes.count and self._prefilling:
-            self._preempt()  # prompts that starve each other of memory: the youngest gives way
-            step = self.scheduler.next_step(self)
-        if step.chunks:
-            self._run(step)
-        elif self.decodes.count:
+        if self._landed or self._expected:
+            self._take_over()
+        self.granted, self.preempted, self._decode = {}, 0, False
+        for decision in self.scheduler.schedule(self):
+            if type(decision) is Grant:
+                self._grant(decision)
+            elif decision is DECODES:
+                self._decode = True
+                self.kv.extend(self.decodes, 0, 1)
+            elif type(decision) is Preempt:
+                self._preempt(decision.request)
+        if self.granted:
+            self._run()
+        elif self._decode and self.decodes.count:
             self._run_decodes()
+        elif self.preempted:
+            self.kernel.choose(self._launch)  # they may come back at once
         else:
             self._awake = False
 
-    def _preempt(self) -> None:
-        """The youngest loses its cache and goes back to the head of the line: it has the least to redo."""
-        request = self._running.popitem()[1]
+    def _grant(self, grant: Grant) -> None:
+        request, tokens = grant
+        if request.id not in self._running:
+            self._admit(self.line.pop())
         if request.joined >= 0:
+            self.kv.grow_member(request, self.decodes.computed(request))
+        else:
+            self.kv.grow(request, tokens)
+        self.granted[request.id] = grant
+
+    def _admit(self, request: Request) -> None:
+        self.kv.admit(request)
+        self._admissions += 1
+        request.admitted = self._admissions
+        self._running[request.id] = self._prefilling[request.id] = request
+        if request.started < 0:
+            request.started = self.kernel.now
+
+    def _preempt(self, request: Request) -> None:
+        del self._running[request.id]
+        granted = self.granted.pop(request.id, None) is not None
+        if request.joined >= 0:
+            has_block = (granted or self._decode) and self.need(request, 0)
             self.decodes.leave(request)
+            request.blocks += has_block
         else:
             del self._prefilling[request.id]
         self.kv.release(request)
         request.computed = 0
         request.preemptions += 1
-        self.waiting.appendleft(request)
+        self.line.rejoin(request)
         self.preempted += 1
         self.preemptions += 1
 
     def _take_over(self) -> None:
         """Reserve memory for hand-overs, first come, first served, and start on those that have arrived."""
-        while self.landed:
-            request = self.landed.popleft()
+        while self._landed:
+            request = self._landed.popleft()
             self._fetching -= 1
+            self._admissions += 1
+            request.admitted = self._admissions
             self._running[request.id] = request
             request.started = self.kernel.now
             self.decodes.join(request)
-        while self._shelved and len(self._running) + self._fetching < self.scheduler.max_running:
-            request, fetch = self._shelved[0]
-            blocks = -(-request.computed // self.kv.block_tokens)
-            if blocks + self.decodes.count > self.kv.free:
+        while self._expected and len(self._running) + self._fetching < self.scheduler.max_running:
+            request, fetch = self._expected[0]
+            if -(-request.computed // self.kv.block_tokens) + self.decodes.count > self.kv.free:
                 break
-            self._shelved.popleft()
+            self._expected.popleft()
             self._fetching += 1
-            request.blocks = blocks
-            self.kv.take(blocks)
+            self.kv.reserve(request)
             fetch(request)
 
-    def _run(self, step: Step) -> None:
-        """A step with prompt chunks in it."""
-        decodes, kv = self.decodes, self.kv
-        shape: list[tuple[int, int]] = []
-        now = self.kernel.now
-        for request, tokens in step.chunks:
-            if request.id not in self._running:
-                self.waiting.popleft()
-                self._running[request.id] = self._prefilling[request.id] = request
-                if request.started < 0:
-                    request.started = now
-            kv.grow(request, tokens)
-            shape.append((tokens, request.computed))
-            self.tokens += tokens
-        members = context = 0
-        if step.decode:
-            members, context = decodes.count, decodes.cached
-            kv.take(decodes.blocks_due)
-        time = self.steptimes.step_time(StepShape(members, context, tuple(shape)))
-        self.kernel.after(time, self._end_step, step, time)
+    def _run(self) -> None:
+        """A step in which not every request just decodes."""
+        decodes, chunks = self.decodes, list(self.granted.values())
+        if not self._decode and any(request.joined >= 0 for request, _ in chunks):
+            self._bench()
+            self._decode = True
+            chunks = [grant for grant in chunks if grant.request.joined < 0]
+        shape = StepShape(
+            decodes.count if self._decode else 0,
+            decodes.cached if self._decode else 0,
+            tuple([(tokens, request.computed) for request, tokens in chunks]),
+        )
+        time = self.steptimes.step_time(shape)
+        if self.watch is not None:
+            self.watch(self, time)
+        self.kernel.after(time, self._end_step, chunks, time)
 
-    def _end_step(self, step: Step, time: float) -> None:
+    def _bench(self) -> None:
+        """Decoding requests that get no token leave the lockstep set: they have one token to compute, like a prompt."""
+        for request in self._running.values():
+            if request.joined >= 0 and request.id not in self.granted:
+                self.decodes.leave(request)
+                self._prefilling[request.id] = request
+        self._prefilling = dict(sorted(self._prefilling.items(), key=lambda item: item[1].admitted))
+
+    def _end_step(self, chunks: list[Grant], time: float) -> None:
         self.busy += time
         self.steps += 1
-        if step.decode:
-            self._end_decodes(1)
-        for request, tokens in step.chunks:
+        if self._decode:
+            self._sample_decodes(1)
+        for request, tokens in chunks:
             request.computed += tokens
             if request.computed == request.known:
                 del self._prefilling[request.id]
@@ -196,7 +264,6 @@ class LLMClient:
             request.queued = request.started = now
         request.known += 1
         request.left -= 1
-        self.tokens += 1
         if not request.left:
             self._finish(request)
         elif self.prefilled is not None:
@@ -204,6 +271,10 @@ class LLMClient:
             self.prefilled(request)
         else:
             self.decodes.join(request)
+
+    def _sample_decodes(self, steps: int) -> None:
+        for request in self.decodes.advance(steps):
+            self._finish(request)
 
     def _finish(self, request: Request) -> None:
         now = request.finished = self.kernel.now
@@ -213,22 +284,21 @@ class LLMClient:
         self.kv.release(request)
         self.finished(request)
 
-    def _end_decodes(self, steps: int) -> None:
-        self.tokens += steps * self.decodes.count
-        for request in self.decodes.advance(steps):
-            self._finish(request)
-
     # leaps
 
     def _run_decodes(self) -> None:
         decodes = self.decodes
         stretch = self.steptimes.decode_stretch(decodes.count, decodes.cached)
-        steps = decodes.steps_within(self.kv.free, min(decodes.steps_to_leaver(), stretch.steps))  # type: ignore[arg-type]
-        self.kv.take(decodes.blocks_for(steps))
+        most = 1 if self.preempted else decodes.steps_to_leaver()  # the next step may admit who this one put back
+        room = self.kv.free + decodes.blocks_due  # the first step has its blocks
+        steps = decodes.steps_within(room, most if most < stretch.steps else int(stretch.steps))
         self._stamp += 1
         self._leap = self.kernel.now, steps, stretch
         self.leaps += 1
-        self.kernel.after(stretch.time(steps), self._end_leap, self._stamp)
+        time = stretch.time(steps)
+        if self.watch is not None:
+            self.watch(self, time)
+        self.kernel.after(time, self._end_leap, self._stamp)
 
     def _cut(self) -> None:
         """End the leap with the step in progress."""
@@ -236,7 +306,6 @@ class LLMClient:
         start, steps, stretch = self._leap
         kept = steps_over(stretch, self.kernel.now - start, steps)
         if kept < steps:
-            self.kv.give_back(self.decodes.blocks_for(steps) - self.decodes.blocks_for(kept))
             self._stamp += 1
             self._leap = start, kept, stretch
             self.kernel.at(max(start + stretch.time(kept), self.kernel.now), self._end_leap, self._stamp)
@@ -248,7 +317,8 @@ class LLMClient:
         self._leap = None
         self.busy += stretch.time(steps)
         self.steps += steps
-        self._end_decodes(steps)
+        self.kv.extend(self.decodes, 1, steps - 1)
+        self._sample_decodes(steps)
         self.kernel.choose(self._launch)
 
 

@@ -1,10 +1,11 @@
 """Paged KV-cache accounting (vLLM, SOSP 2023, section 4: blocks of a fixed number of tokens)."""
 
+from mist.decoding import Decoding
 from mist.request import Request
 
 
 class BlockPool:
-    """A fixed number of KV blocks; each is free or held by one request."""
+    """A fixed number of KV blocks, none shared: counts are all it keeps."""
 
     __slots__ = ("block_tokens", "peak", "total", "used")
 
@@ -18,22 +19,46 @@ class BlockPool:
     def free(self) -> int:
         return self.total - self.used
 
-    def shortfall(self, request: Request, tokens: int) -> int:
-        """Blocks the request lacks to cache ``tokens`` more."""
-        return -(-(request.computed + tokens) // self.block_tokens) - request.blocks
+    def hit(self, request: Request) -> int:  # noqa: ARG002
+        """Tokens of a waiting request that are cached already."""
+        return 0
 
-    def take(self, blocks: int) -> None:
-        self.used += blocks
-        self.peak = max(self.peak, self.used)
+    def need(self, request: Request, tokens: int) -> int:
+        """Free blocks it takes to hold the request's first ``tokens`` tokens."""
+        return -(-tokens // self.block_tokens) - request.blocks
+
+    def admit(self, request: Request) -> None:
+        """Give a waiting request what is cached of it."""
+
+    def grow(self, request: Request, tokens: int) -> None:
+        """Blocks for ``tokens`` more tokens of a request outside the lockstep set."""
+        blocks = self.need(request, request.computed + tokens)
+        request.blocks += blocks
+        self._take(blocks)
+
+    def grow_member(self, request: Request, computed: int) -> None:  # noqa: ARG002
+        """The block that a member of the lockstep set, ``computed`` tokens long, needs for one more token."""
+        self._take(int(computed % self.block_tokens == 0))
+
+    def extend(self, decodes: Decoding, ahead: int, steps: int) -> None:
+        """Blocks for ``steps`` more tokens of every member, from ``ahead`` steps hence."""
+        if steps == 1:
+            self._take(len(decodes.due(ahead)))
+        elif steps:
+            self._take(decodes.blocks_for(ahead + steps) - decodes.blocks_for(ahead))
+
+    def reserve(self, request: Request) -> None:
+        """Blocks for a request whose cache comes from elsewhere."""
+        request.blocks = -(-request.computed // self.block_tokens)
+        self._take(request.blocks)
+
+    def release(self, request: Request) -> None:
+        self.give_back(request.blocks)
+        request.blocks = 0
 
     def give_back(self, blocks: int) -> None:
         self.used -= blocks
 
-    def grow(self, request: Request, tokens: int) -> None:
-        blocks = self.shortfall(request, tokens)
-        request.blocks += blocks
-        self.take(blocks)
-
-    def release(self, request: Request) -> None:
-        self.used -= request.blocks
-        request.blocks = 0
+    def _take(self, blocks: int) -> None:
+        self.used += blocks
+        self.peak = max(self.peak, self.used)

@@ -71,7 +71,8 @@ class AffineMax(NamedTuple):
     memory_slope: float
 
     def at(self, context: float) -> float:
-        return max(self.compute + self.compute_slope * context, self.memory + self.memory_slope * context)
+        compute, compute_slope, memory, memory_slope = self
+        return max(compute + compute_slope * context, memory + memory_slope * context)
 
     def slope(self, context: float) -> float:
         """To the right of ``context``."""

@@ -144,11 +144,10 @@ class RooflineSteps:
         return time
 
     def _decode_attention(self, decodes: int, context: int) -> float:
-        line = self._decode_line(decodes)
-        return sum(
-            layers * line.at(min(context, decodes * window) if window else context)
-            for layers, window in self._layer_kinds
-        )
+        line, time = self._decode_line(decodes), 0.0
+        for layers, window in self._layer_kinds:
+            time += layers * line.at(min(context, decodes * window) if window else context)
+        return time
 
     def _decode_line(self, decodes: int) -> AffineMax:
         """One layer's attention of ``decodes`` queries over a context in tokens."""

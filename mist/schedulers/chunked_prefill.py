@@ -1,10 +1,11 @@
 """Chunked prefill: decodes first, what is left of the token budget to prompts."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mist.errors import InputError
-from mist.policy import EngineView, Step
-from mist.request import Request
+from mist.policy import DECODES, Decision, EngineView, Grant, Preempt
+from mist.schedulers.memory import youngest_give_way
 
 
 @dataclass(frozen=True)
@@ -12,7 +13,8 @@ class ChunkedPrefill:
     """Every step carries all decodes and fills up with prompt chunks (Sarathi-Serve, arXiv:2403.02310, section 4).
 
     Admission is first come, first served: the head of the line enters when its whole known sequence fits
-    the free blocks, though only its chunk's are taken (vLLM V1, ``scheduler_reserve_full_isl``).
+    the free blocks, though only its chunk's are taken. A step that preempts admits nobody, or the two would
+    chase each other.
     """
 
     token_budget: int = 2048
@@ -25,26 +27,26 @@ class ChunkedPrefill:
             # a full batch of decodes would leave prompts nothing, for ever
             raise InputError("token_budget", self.token_budget, f"must exceed max_running ({self.max_running})")
 
-    def next_step(self, view: EngineView) -> Step:
-        budget, room = self.token_budget - view.decoding, view.room
-        chunks: list[tuple[Request, int]] = []
-        for request in view.prefilling:
+    def schedule(self, view: EngineView) -> Iterator[Decision]:
+        yield from youngest_give_way(view)
+        budget = self.token_budget - view.decoding
+        yield DECODES
+        for request in tuple(view.prefilling):
             tokens = min(request.pending, budget)
-            blocks = view.shortfall(request, tokens)
-            if tokens == 0 or blocks > room:
-                return Step(True, chunks)
-            chunks.append((request, tokens))
+            if tokens == 0:
+                return
+            while view.need(request, request.computed + tokens) > view.free:
+                victim = view.youngest
+                yield Preempt(victim)
+                if victim is request:
+                    return
+            yield Grant(request, tokens)
             budget -= tokens
-            room -= blocks
-        if view.preempted:  # a step that evicts admits nobody, or the two would chase each other
-            return Step(True, chunks)
-        seats = self.max_running - view.decoding - len(view.prefilling)
-        for request in view.waiting:
-            if seats == 0 or budget == 0 or view.shortfall(request, request.pending) > room:
-                break
-            tokens = min(request.pending, budget)
-            chunks.append((request, tokens))
+        if view.preempted:
+            return
+        while budget and len(view.running) < self.max_running and (head := view.head) is not None:
+            if view.need(head, head.known) > view.free:
+                return
+            tokens = min(head.known - view.hit(head), budget)
+            yield Grant(head, tokens)
             budget -= tokens
-            room -= view.shortfall(request, tokens)
-            seats -= 1
-        return Step(True, chunks)

@@ -1,10 +1,11 @@
 """Continuous batching, prefill first: whole prompts in steps of their own, ahead of decodes."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mist.errors import InputError
-from mist.policy import EngineView, Step
-from mist.schedulers.whole_prompts import whole_prompts
+from mist.policy import DECODES, Decision, EngineView
+from mist.schedulers.memory import whole_prompts, youngest_give_way
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,11 @@ class Continuous:
             if getattr(self, field) < 1:
                 raise InputError(field, getattr(self, field), "must be at least 1")
 
-    def next_step(self, view: EngineView) -> Step:
-        if view.preempted:
-            return Step(True)
-        prompts = whole_prompts(view, self.token_budget, self.max_running - view.decoding)
-        return Step(False, prompts) if prompts else Step(True)
+    def schedule(self, view: EngineView) -> Iterator[Decision]:
+        alone = True
+        for prompt in whole_prompts(view, self.token_budget, self.max_running - len(view.running)):
+            alone = False
+            yield prompt
+        if alone:
+            yield from youngest_give_way(view)
+            yield DECODES

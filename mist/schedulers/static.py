@@ -1,10 +1,11 @@
 """Static batching: a batch runs to its last token before the next one starts."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mist.errors import InputError
-from mist.policy import EngineView, Step
-from mist.schedulers.whole_prompts import whole_prompts
+from mist.policy import DECODES, Decision, EngineView
+from mist.schedulers.memory import whole_prompts, youngest_give_way
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,9 @@ class Static:
             if getattr(self, field) < 1:
                 raise InputError(field, getattr(self, field), "must be at least 1")
 
-    def next_step(self, view: EngineView) -> Step:
-        if view.decoding:
-            return Step(True)
-        return Step(False, whole_prompts(view, self.token_budget, self.max_running))
+    def schedule(self, view: EngineView) -> Iterator[Decision]:
+        if view.running:
+            yield from youngest_give_way(view)
+            yield DECODES
+        else:
+            yield from whole_prompts(view, self.token_budget, self.max_running)

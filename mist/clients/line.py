@@ -1,0 +1,60 @@
+"""The line in front of an engine."""
+
+from collections import deque
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Any
+
+from mist.request import Request
+
+
+class Line:
+    """First come, first served; the preempted go back to the front."""
+
+    __slots__ = ("_line",)
+
+    def __init__(self) -> None:
+        self._line: deque[Request] = deque()
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    @property
+    def head(self) -> Request | None:
+        return self._line[0] if self._line else None
+
+    def join(self, request: Request) -> None:
+        self._line.append(request)
+
+    def rejoin(self, request: Request) -> None:
+        """Back in line after a preemption."""
+        self._line.appendleft(request)
+
+    def pop(self) -> Request:
+        return self._line.popleft()
+
+
+class RankedLine(Line):
+    """Smallest ``place`` first, newcomers and preempted alike; ties by arrival, then id."""
+
+    __slots__ = ("_heap", "_place")
+
+    def __init__(self, place: Callable[[Request], Any]) -> None:
+        super().__init__()
+        self._place = place
+        self._heap: list[tuple[Any, float, int, Request]] = []
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    @property
+    def head(self) -> Request | None:
+        return self._heap[0][3] if self._heap else None
+
+    def join(self, request: Request) -> None:
+        heappush(self._heap, (self._place(request), request.arrived, request.id, request))
+
+    rejoin = join
+
+    def pop(self) -> Request:
+        return heappop(self._heap)[3]

@@ -1,0 +1,141 @@
+"""Automatic prefix caching: full KV blocks are found again by what they hold."""
+
+from collections import OrderedDict
+from collections.abc import Hashable
+
+from mist.decoding import Decoding
+from mist.memory.pool import BlockPool
+from mist.request import Request
+
+
+class PrefixPool(BlockPool):
+    """Blocks with reference counts, full ones known by the content of the whole prefix they end.
+
+    As vLLM V1 keeps them (documentation, "Automatic Prefix Caching"): the free list is allocated from its
+    front; a block keeps its content until it is allocated again; a request frees its tail first, blocks
+    without known content to the front of the list and the others to its end, so that the least recently
+    used go first and tails before heads. Content is registered when the step that fills the block begins.
+    """
+
+    __slots__ = ("_cached", "_chain", "_content", "_free", "_refs", "_version", "hit_tokens", "looked_up_tokens")
+
+    def __init__(self, total: int, block_tokens: int) -> None:
+        super().__init__(total, block_tokens)
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(total))
+        self._refs = [0] * total
+        self._content: list[Hashable | None] = [None] * total
+        self._cached: dict[Hashable, dict[int, None]] = {}  # blocks by content, first registered first
+        self._version = 0  # of everything a lookup depends on
+        self._chain: tuple[int, int, list[int]] = (0, -1, [])  # last lookup: request, version, blocks
+        self.hit_tokens = 0
+        self.looked_up_tokens = 0
+
+    @property
+    def contents(self) -> int:
+        """Distinct contents that can be hit."""
+        return len(self._cached)
+
+    def hit(self, request: Request) -> int:
+        return len(self._lookup(request)) * self.block_tokens
+
+    def need(self, request: Request, tokens: int) -> int:
+        blocks = -(-tokens // self.block_tokens)
+        if request.table:
+            return blocks - len(request.table)
+        chain = self._lookup(request)
+        return blocks - len(chain) + sum(1 for block in chain if not self._refs[block])
+
+    def admit(self, request: Request) -> None:
+        chain = self._lookup(request)
+        for block in chain:
+            if not self._refs[block]:
+                del self._free[block]
+            self._refs[block] += 1
+        request.table = list(chain)
+        request.blocks = len(chain)
+        request.computed = len(chain) * self.block_tokens
+        self.hit_tokens += request.computed
+        self.looked_up_tokens += request.known
+        self._count()
+
+    def grow(self, request: Request, tokens: int) -> None:
+        end = request.computed + tokens
+        while len(request.table) * self.block_tokens < end:
+            self._allocate(request)
+        for index in range(request.computed // self.block_tokens, end // self.block_tokens):
+            self._register(request, index)
+        request.blocks = len(request.table)
+
+    def grow_member(self, request: Request, computed: int) -> None:
+        if computed % self.block_tokens == 0:
+            self._allocate(request)
+        if (computed + 1) % self.block_tokens == 0:
+            self._register(request, computed // self.block_tokens)
+
+    def extend(self, decodes: Decoding, ahead: int, steps: int) -> None:
+        for step in range(ahead, ahead + steps):
+            touched = {r.id: r for r in (*decodes.due(step), *decodes.due(step + 1))}
+            for request in sorted(touched.values(), key=_admitted):
+                self.grow_member(request, decodes.computed(request) + step)
+
+    def reserve(self, request: Request) -> None:
+        tokens, request.computed = request.computed, 0
+        self.grow(request, tokens)
+        request.computed = tokens
+
+    def release(self, request: Request) -> None:
+        for block in reversed(request.table):
+            self._refs[block] -= 1
+            if not self._refs[block]:
+                self._free[block] = None
+        unknown = [b for b in request.table if not self._refs[b] and self._content[b] is None]
+        for block in unknown:  # the tail comes to lie in front
+            self._free.move_to_end(block, last=False)
+        request.table = []
+        request.blocks = 0
+        self._count()
+
+    def _lookup(self, request: Request) -> list[int]:
+        """The longest chain of cached blocks; the last known token is always computed anew."""
+        owner, version, chain = self._chain
+        if (owner, version) != (request.id, self._version):
+            chain = []
+            for index in range((request.known - 1) // self.block_tokens):
+                blocks = self._cached.get(self._key(request, index))
+                if blocks is None:
+                    break
+                chain.append(next(iter(blocks)))
+            self._chain = request.id, self._version, chain
+        return chain
+
+    def _key(self, request: Request, index: int) -> Hashable:
+        content = request.content
+        return (request.id, index) if content is None else content.key(index, self.block_tokens)
+
+    def _allocate(self, request: Request) -> None:
+        block, _ = self._free.popitem(last=False)
+        content = self._content[block]
+        if content is not None:
+            holders = self._cached[content]
+            del holders[block]
+            if not holders:
+                del self._cached[content]
+            self._content[block] = None
+            self._version += 1
+        self._refs[block] = 1
+        request.table.append(block)
+        self._count()
+
+    def _register(self, request: Request, index: int) -> None:
+        block = request.table[index]
+        content = self._content[block] = self._key(request, index)
+        self._cached.setdefault(content, {})[block] = None
+        self._version += 1
+
+    def _count(self) -> None:
+        self.used = self.total - len(self._free)
+        self.peak = max(self.peak, self.used)
+
+
+def _admitted(request: Request) -> int:
+    return request.admitted
