@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from mist.clients.llm import LLMClient
 from mist.kernel import Kernel
 from mist.memory.pool import BlockPool
