@@ -19,8 +19,8 @@ CONF = Path(__file__).parents[2] / "conf"
 KINDS = {"model": ModelSpec, "hardware": HardwareSpec, "price": PriceList, "link": LinkSpec, "slo": SLO}
 SHEETS = [path for noun in KINDS for path in sorted((CONF / noun).glob("*.yaml"))]
 MODELS, HARDWARE, PRICES = (sorted((CONF / noun).glob("*.yaml")) for noun in ("model", "hardware", "price"))
-SOURCE = re.compile(r"https?://|arXiv:|doi |[A-Z][\w.-]+")  # an address, a paper, or a name to look up
 NUMBER = re.compile(r":\s*[\"']?[-+]?\d")
+COMMENT = re.compile(r"#\s*\S.{3,}")
 
 
 def address(path: Path) -> str:
@@ -62,14 +62,16 @@ def test_a_sheet_holds_maps_and_no_lists(path: Path) -> None:
 @pytest.mark.parametrize("path", SHEETS, ids=address)
 def test_every_figure_has_a_source_beside_it_or_at_the_head_of_its_file(path: Path) -> None:
     lines = path.read_text().splitlines()
-    head = " ".join(line for line in lines if line.startswith("#"))
-    assert SOURCE.search(head), "no comment at the head of the file"
+    head = "\n".join(line for line in lines if line.startswith("#"))
+    assert COMMENT.match(head), "no comment at the head of the file"
     if path.parent.name == "model":
-        assert re.search(r"https://huggingface\.co/\S+/config\.json", head), "no address of the shape"
-        assert "Published count:" in head
+        assert re.search(r"^# Shape: https://huggingface\.co/\S+/config\.json$", head, re.MULTILINE)
+        assert re.search(r"^# Published count: .*\d", head, re.MULTILINE)
         return
-    bare = [line for line in lines if NUMBER.search(line.split("#")[0]) and "#" not in line]
-    assert not [line for line in bare if not line.startswith("date:")]
+    bare = [line for line in lines if NUMBER.search(line.split("#")[0]) and not COMMENT.search(line)]
+    assert not bare, "figures without a source"
+    if any("# sheet" in line for line in lines):
+        assert re.search(r"^# Sheet: ", head, re.MULTILINE), "no sheet is named at the head of the file"
 
 
 @pytest.mark.parametrize("path", MODELS, ids=address)
@@ -138,6 +140,10 @@ def test_a_device_without_fp8_gains_no_time_from_fp8_weights() -> None:
     assert hardware("a100").peak("fp8") == hardware("a100").peak("bf16")
 
 
+def test_a_device_without_fp4_multiplies_fp4_weights_in_16_bits() -> None:
+    assert hardware("h100").peak("fp4") == hardware("h100").peak("bf16")
+
+
 def test_a_projection_says_so() -> None:
     for path in HARDWARE:
         assert (read(path)["vendor"] == "projection") == path.read_text().startswith("# PROJECTION")
@@ -155,7 +161,7 @@ def test_the_default_list_prices_the_usual_hardware(name: str) -> None:
 
 def test_a_missing_price_is_an_error_that_names_the_choices() -> None:
     prices = build(PriceList, read(CONF / "price" / "on_demand.yaml"))
-    with pytest.raises(InputError, match="hourly.grace.*h100"):
+    with pytest.raises(InputError, match=r"hourly\.grace.*h100"):
         prices.of("grace")
 
 
