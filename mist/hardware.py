@@ -15,9 +15,9 @@ class HardwareSpec:
     ``memory`` is what the driver reports as the device's total, where that is known: a card sold with 80 GB
     holds 81,559 MiB. ``scale_up_bandwidth`` is what one device can send to its neighbours in one direction
     (NVLink, ICI, Infinity Fabric, or PCIe where there is nothing better); ``scale_up_latency`` the time a
-    small message takes over one such hop, without the launch of a kernel; ``scale_up_devices`` how many
-    devices such a domain holds. A resident process draws some 30 to 70 W above ``idle_power``
-    (arXiv:2605.23918).
+    small message takes over one such hop of a collective, synchronisation included, the launch of a kernel
+    not; ``scale_up_devices`` how many devices such a domain holds. A resident process draws some 30 to 70 W
+    above ``idle_power`` (arXiv:2605.23918).
     """
 
     name: str

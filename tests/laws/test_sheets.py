@@ -12,6 +12,7 @@ from mist.errors import InputError
 from mist.hardware import HardwareSpec
 from mist.model import ModelSpec
 from mist.network import LinkSpec
+from mist.perf.collective import allreduce_time
 from mist.price import PriceList
 from mist.slo import SLO
 
@@ -142,6 +143,18 @@ def test_a_device_without_fp8_gains_no_time_from_fp8_weights() -> None:
 
 def test_a_device_without_fp4_multiplies_fp4_weights_in_16_bits() -> None:
     assert hardware("h100").peak("fp4") == hardware("h100").peak("bf16")
+
+
+@pytest.mark.parametrize(
+    ("mebibytes", "bus_bandwidth"),  # GB/s on 8 x H200: stas00/ml-engineering, network benchmarks, all-reduce
+    [(4, 107.16), (16, 219.89), (64, 346.51), (256, 436.15), (1024, 463.58)],
+)
+def test_the_link_figures_of_a_sheet_give_the_measured_all_reduce(mebibytes: int, bus_bandwidth: float) -> None:
+    device, payload = hardware("h200"), mebibytes * 2**20
+    measured = 2 * 7 / 8 * payload / (bus_bandwidth * 1e9)
+    assert allreduce_time(payload, 8, device.scale_up_bandwidth, device.scale_up_latency) == pytest.approx(
+        measured, rel=0.2
+    )
 
 
 def test_a_projection_says_so() -> None:
