@@ -12,9 +12,12 @@ from mist.units import Bytes, BytesPerSecond, OpsPerSecond, Seconds, Watts
 class HardwareSpec:
     """One device as its vendor publishes it; ``peaks`` are dense rates by dtype, without sparsity.
 
-    ``scale_up_bandwidth`` is what one device can send to its neighbours in one direction (NVLink, ICI,
-    Infinity Fabric, or PCIe where there is nothing better); ``scale_up_devices`` how many of them such a
-    domain holds.
+    ``memory`` is what the driver reports as the device's total, where that is known: a card sold with 80 GB
+    holds 81,559 MiB. ``scale_up_bandwidth`` is what one device can send to its neighbours in one direction
+    (NVLink, ICI, Infinity Fabric, or PCIe where there is nothing better); ``scale_up_latency`` the time a
+    small message takes over one such hop of a collective, synchronisation included, the launch of a kernel
+    not; ``scale_up_devices`` how many devices such a domain holds. A resident process draws some 30 to 70 W
+    above ``idle_power`` (arXiv:2605.23918).
     """
 
     name: str
@@ -28,7 +31,7 @@ class HardwareSpec:
     scale_up_devices: int
     host_bandwidth: BytesPerSecond  # to host memory, one direction
     power: Watts  # at full load
-    idle_power: Watts
+    idle_power: Watts  # with no process on the device
 
     def __post_init__(self) -> None:
         for field in ("memory", "memory_bandwidth", "scale_up_bandwidth", "power"):
@@ -39,16 +42,18 @@ class HardwareSpec:
         for dtype, peak in self.peaks.items():
             if not peak > 0:
                 raise InputError(f"peaks.{dtype}", peak, "must be positive")
+        for field in ("scale_up_latency", "host_bandwidth", "idle_power"):
+            if getattr(self, field) < 0:
+                raise InputError(field, getattr(self, field), "must not be negative")
+        if self.idle_power > self.power:
+            raise InputError("idle_power", self.idle_power, f"more than full power, {self.power:g} W")
         if self.scale_up_devices < 1:
             raise InputError("scale_up_devices", self.scale_up_devices, "must be at least 1")
 
     def peak(self, dtype: str) -> float:
         """Dense operations per second when weights are stored as ``dtype``.
 
-        Weights narrower than the device can multiply are widened on the way in: they save bytes, not time
-        in the multiplier.
+        Weights narrower than the device can multiply are widened to 16 bits on the way in, as weight-only
+        kernels do (FP4 on Hopper multiplies in BF16, not FP8): they save bytes, not time in the multiplier.
         """
-        wider = {"fp4": "fp8", "fp8": "bf16", "int4": "bf16", "int8": "bf16", "fp32": "bf16"}
-        while dtype not in self.peaks:
-            dtype = wider[dtype]
-        return self.peaks[dtype]
+        return self.peaks.get(dtype, self.peaks["bf16"])

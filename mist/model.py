@@ -6,7 +6,14 @@ from typing import Literal
 from mist.errors import InputError
 
 Dtype = Literal["fp32", "bf16", "fp8", "int8", "int4", "fp4"]
-BYTES_PER_ELEMENT: dict[str, float] = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5, "fp4": 0.5}
+BYTES_PER_ELEMENT: dict[str, float] = {
+    "fp32": 4.0,
+    "bf16": 2.0,
+    "fp8": 1.0,
+    "int8": 1.0,
+    "int4": (4 + (16 + 4) / 128) / 8,  # AWQ: 128 weights share a 16-bit scale and a 4-bit zero, arXiv:2306.00978
+    "fp4": (4 + 8 / 32) / 8,  # MXFP4: 32 weights share an 8-bit scale, OCP Microscaling Formats v1.0
+}
 
 
 @dataclass(frozen=True)
@@ -16,7 +23,8 @@ class ModelSpec:
     Field names follow the Hugging Face ``config.json`` where it has one: ``hidden`` is ``hidden_size``,
     ``heads`` ``num_attention_heads``, ``kv_heads`` ``num_key_value_heads``, ``intermediate``
     ``intermediate_size`` (of a dense MLP), ``vocabulary`` ``vocab_size``. ``parameters`` is the published
-    count; what the simulator uses is derived from the shape, and a law compares the two.
+    count; what the simulator uses is derived from the shape, and a law compares the two. An ``encoder`` has no
+    language head: embedding models, rerankers, reward models, also those with a decoder's backbone.
     """
 
     name: str
@@ -33,6 +41,8 @@ class ModelSpec:
     gated_mlp: bool = True  # gate, up and down matrices rather than up and down
     tied_embeddings: bool = False
     attention_bias: bool = False
+    positions: int = 0  # learned position embeddings; 0 is rotary or none
+    pooler: bool = False  # a hidden x hidden layer over the first token
     # mixture of experts
     experts: int = 0  # routed experts in a sparse layer; 0 is a dense model
     experts_per_token: int = 0
@@ -49,6 +59,7 @@ class ModelSpec:
     window_layers: int = 0  # layers with that window
     # bytes
     weight_dtype: Dtype = "bf16"
+    expert_dtype: Dtype | None = None  # routed experts, where stored narrower than the rest; None is weight_dtype
     kv_dtype: Dtype = "bf16"
 
     def __post_init__(self) -> None:
@@ -101,26 +112,36 @@ class ModelSpec:
         return float(self.vocabulary * self.hidden)
 
     @property
+    def routed_parameters(self) -> float:
+        """Weights of all routed experts of all layers."""
+        return self.sparse_layers * self.experts * self.expert_parameters
+
+    @property
+    def outer_parameters(self) -> float:
+        """Weights outside the layers: embeddings, an untied language head, a pooler."""
+        matrices = 1 if self.tied_embeddings or self.kind == "encoder" else 2
+        pooler = self.hidden * self.hidden if self.pooler else 0
+        return matrices * self.embedding_parameters + self.positions * self.hidden + pooler
+
+    @property
     def counted_parameters(self) -> float:
         """All weights, counted from the shape; norms are left out (below 0.1 %)."""
         sparse = self.sparse_layers
-        router = self.hidden * self.experts
-        in_sparse = (self.experts + self.shared_experts) * self.expert_parameters + router
-        head = 0 if self.tied_embeddings or self.kind == "encoder" else 1
+        beside_routed = self.shared_experts * self.expert_parameters + self.hidden * self.experts
         return (
             self.layers * self.attention_parameters
             + (self.layers - sparse) * self.dense_mlp_parameters
-            + sparse * in_sparse
-            + (1 + head) * self.embedding_parameters
+            + sparse * beside_routed
+            + self.routed_parameters
+            + self.outer_parameters
         )
 
     @property
     def weight_bytes(self) -> float:
         """All weights in memory; embeddings and the head stay in 16 bits when the layers are quantised."""
-        head = 1 if self.tied_embeddings or self.kind == "encoder" else 2
-        embeddings = head * self.embedding_parameters
-        wide = max(BYTES_PER_ELEMENT[self.weight_dtype], 2.0)
-        return (self.counted_parameters - embeddings) * BYTES_PER_ELEMENT[self.weight_dtype] + embeddings * wide
+        layer, expert = (BYTES_PER_ELEMENT[d] for d in (self.weight_dtype, self.expert_dtype or self.weight_dtype))
+        inner = self.counted_parameters - self.routed_parameters - self.outer_parameters
+        return inner * layer + self.routed_parameters * expert + self.outer_parameters * max(layer, 2.0)
 
     @property
     def kv_bytes_per_token_per_layer(self) -> float:
