@@ -6,6 +6,8 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
+from yaml import YAMLError, safe_load
+
 from mist.errors import InputError
 
 # what `mist list` tells of a data sheet: key -> how to say it
@@ -81,8 +83,6 @@ def facts(group: str, choice: str) -> str:
     file = sweep_file(choice) if group == "sweeps" else choice_file(group, choice)
     text = file.read_text(encoding="utf-8")
     if group in FACTS:
-        from yaml import YAMLError, safe_load
-
         try:
             data = safe_load(text) or {}
         except YAMLError:

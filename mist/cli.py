@@ -1,6 +1,6 @@
-"""``mist``: the command line.
+"""The command line, ``mist``.
 
-Exit codes: 0 done, 1 an error, 2 bad input (one line, no traceback), 3 nothing feasible, 130 interrupted.
+A thin shell: it loads what a command needs when it needs it, and turns errors into one line and an exit code.
 """
 
 import argparse
@@ -9,11 +9,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 from mist.errors import Infeasible, InputError, MistError
 
+ABOUT = "Which hardware, parallelism, batching and routing should serve this LLM pipeline?"
+EXIT_CODES = "exit codes: 0 done, 1 error, 2 bad input, 3 nothing feasible, 130 interrupted"
 OVERRIDES = "options of the deployment as address=value, for example hardware=a100 tp=2 slo.ttft_p99=500ms"
 
 
@@ -38,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def simulate(arguments: argparse.Namespace) -> int:
     requests = _writable(arguments.requests)
     from mist.compose import compose
-    from mist.simulate import simulate as run
 
-    result: Any = run(compose(arguments.overrides))
+    config = compose(arguments.overrides)
+    result = import_module("mist.simulate").simulate(config)
     if requests:
         result.requests_frame().to_parquet(requests)
     return _answer(result, arguments.json, "simulation")
@@ -50,32 +53,26 @@ def capacity(arguments: argparse.Namespace) -> int:
     if arguments.seeds < 1:
         raise InputError("--seeds", arguments.seeds, "at least one seed is needed")
     from mist.compose import compose
-    from mist.sweep.capacity import capacity as find
 
-    return _answer(find(compose(arguments.overrides), arguments.seeds), arguments.json, "capacity")
+    config = compose(arguments.overrides)
+    answer = import_module("mist.sweep.capacity").capacity(config, arguments.seeds)
+    return _answer(answer, arguments.json, "capacity")
 
 
 def sweep(arguments: argparse.Namespace) -> int:
     from mist.catalog import sweep_file
 
     sweep_file(arguments.name)  # a wrong name is told before anything heavy is loaded
-    from mist.sweep import study
-
-    return int(study.run(arguments.name, arguments.overrides))
+    return int(import_module("mist.sweep.study").run(arguments.name, arguments.overrides))
 
 
 def resume(arguments: argparse.Namespace) -> int:
     run = _run_directory(arguments.run_directory)
-    from mist.sweep import study
-
-    return int(study.resume(run))
+    return int(import_module("mist.sweep.study").resume(run))
 
 
 def show(arguments: argparse.Namespace) -> int:
-    run = _run_directory(arguments.run_directory)
-    from mist.report import text
-
-    _print(text.run(run))
+    _print(import_module("mist.report.text").run(_run_directory(arguments.run_directory)))
     return 0
 
 
@@ -119,7 +116,7 @@ def _run(argv: list[str]) -> int:
         print(f"mist {version('mist-llm')}")
         return 0
     for word in rest:  # argparse stops collecting overrides at the first option
-        known = [option for option in getattr(commands.get(argv[0]), "_option_string_actions", ())]
+        known = list(commands.get(argv[0], parser)._option_string_actions)
         if word.startswith("-"):
             close = get_close_matches(word, known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
@@ -132,7 +129,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    parser = _Parser("mist", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
+    parser = _Parser("mist", description=ABOUT, epilog=EXIT_CODES, allow_abbrev=False)
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
@@ -173,9 +170,7 @@ def _answer(answer: Any, as_json: bool, kind: str) -> int:
     if as_json:
         print(json.dumps(answer.to_json(), indent=2, allow_nan=False))
     else:
-        from mist.report import text
-
-        _print(getattr(text, kind)(answer))
+        _print(getattr(import_module("mist.report.text"), kind)(answer))
     return 0
 
 
