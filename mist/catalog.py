@@ -4,7 +4,9 @@ import os
 from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
+from textwrap import shorten
 
 from yaml import YAMLError, safe_load
 
@@ -15,6 +17,7 @@ FACTS: dict[str, dict[str, str]] = {
     "model": {"parameters": "parameters", "context": "context", "weight_dtype": "weights"},
     "hardware": {"vendor": "by", "memory": "memory", "memory_bandwidth": "at", "power": "power"},
     "price": {"provider": "asked by", "region": "in", "date": "on"},
+    "sweeps": {"question": ""},
     "link": {"bandwidth": "bandwidth", "latency": "latency"},
     "slo": {f"{m}_p{p}": f"{m.upper()} P{p}" for m in ("ttft", "tpot", "e2e") for p in (50, 90, 95, 99)},
 }
@@ -79,17 +82,26 @@ def sweeps() -> tuple[str, ...]:
 
 
 def facts(group: str, choice: str) -> str:
-    """One line about a choice: what its file says first, in a comment or in its data."""
+    """One line about a choice: the figures of a data sheet, or else the first sentence of its head comment."""
     file = sweep_file(choice) if group == "sweeps" else choice_file(group, choice)
     text = file.read_text(encoding="utf-8")
-    if group in FACTS:
-        try:
-            data = safe_load(text) or {}
-        except YAMLError:
-            return "(not valid YAML)"
-        return ", ".join(f"{name} {data[key]}" for key, name in FACTS[group].items() if data.get(key) is not None)
-    said = [line for line in text.splitlines() if line.startswith("#") and not line.startswith("# @package")]
-    return said[0].lstrip("# ") if said else ""
+    try:
+        data = safe_load(text) if group in FACTS else {}
+    except YAMLError:
+        return "(not valid YAML)"
+    figures = [(name, data.get(key)) for key, name in FACTS.get(group, {}).items()] if data else []
+    said = ", ".join(f"{name} {_short(value)}".strip() for name, value in figures if value not in (None, "none"))
+    return shorten(said or _first_sentence(text), 120, placeholder=" ...")
+
+
+def _short(value: object) -> str:
+    return f"{value / 1e9:.3g} B" if isinstance(value, float) and value >= 1e6 else str(value)
+
+
+def _first_sentence(text: str) -> str:
+    lines = [line for line in text.splitlines() if not line.startswith("# @package")]
+    head = list(takewhile(lambda line: line.startswith("#"), lines))
+    return " ".join(line.strip("# ") for line in head).partition(". ")[0].rstrip(".")
 
 
 def nearest(word: str, choices: tuple[str, ...]) -> list[str]:

@@ -72,7 +72,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
         file.parent.mkdir(parents=True)
         file.write_text(f"name: {file.stem}\n")
     (tmp_path / "sweeps").mkdir()
-    (tmp_path / "sweeps" / "mine.yaml").write_text("# Which of two?\nquestion: ?\n")
+    (tmp_path / "sweeps" / "mine.yaml").write_text("question: Which of two?\n")
     monkeypatch.chdir(tmp_path)
     return Stage(monkeypatch)
 
