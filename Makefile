@@ -34,8 +34,9 @@ $(INSTALLED): pyproject.toml pins.txt
 	    exit 1; \
 	  fi; \
 	  echo "creating $(VENV) with $$("$$python" --version)"; \
-	  "$$python" -m venv $(VENV); \
+	  "$$python" -m venv --clear $(VENV); \
 	fi
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip # a .venv of uv has no pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement pins.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@

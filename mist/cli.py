@@ -1,0 +1,206 @@
+"""The command line, ``mist``.
+
+A thin shell: it loads what a command needs when it needs it, and turns errors into one line and an exit code.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mist.errors import Infeasible, InputError, MistError
+
+ABOUT = "Which hardware, parallelism, batching and routing should serve this LLM pipeline?"
+EXIT_CODES = "exit codes: 0 done, 1 error, 2 bad input, 3 nothing feasible, 130 interrupted"
+OVERRIDES = "options of the deployment as address=value, for example hardware=a100 tp=2 slo.ttft_p99=500ms"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except InputError as error:
+        error.field = error.field.removeprefix("pools.")  # pools are addressed by name alone
+        return _complain(error, 2)
+    except Infeasible as error:
+        return _complain(error, 3)
+    except MistError as error:
+        return _complain(error, 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def simulate(arguments: argparse.Namespace) -> int:
+    requests = _writable(arguments.requests)
+    from mist.compose import compose
+
+    config = compose(arguments.overrides)
+    result = import_module("mist.simulate").simulate(config)
+    if requests:
+        result.requests_frame().to_parquet(requests)
+    return _answer(result, arguments.json, "simulation")
+
+
+def capacity(arguments: argparse.Namespace) -> int:
+    if arguments.seeds < 1:
+        raise InputError("--seeds", arguments.seeds, "at least one seed is needed")
+    from mist.compose import compose
+
+    config = compose(arguments.overrides)
+    answer = import_module("mist.sweep.capacity").capacity(config, arguments.seeds)
+    return _answer(answer, arguments.json, "capacity")
+
+
+def sweep(arguments: argparse.Namespace) -> int:
+    from mist.catalog import sweep_file
+
+    sweep_file(arguments.name)  # a wrong name is told before anything heavy is loaded
+    return int(import_module("mist.sweep.study").run(arguments.name, arguments.overrides))
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    run = _run_directory(arguments.run_directory)
+    return int(import_module("mist.sweep.study").resume(run))
+
+
+def show(arguments: argparse.Namespace) -> int:
+    _print(import_module("mist.report.text").run(_run_directory(arguments.run_directory)))
+    return 0
+
+
+def choices(arguments: argparse.Namespace) -> int:
+    from mist.catalog import facts, groups, nearest, sweeps
+
+    listed = {**groups(), "sweeps": sweeps()}
+    if arguments.group is None:
+        width = max(map(len, listed))
+        for group, names in listed.items():
+            print(f"{group:{width}}  {', '.join(names)}")
+        return 0
+    if arguments.group not in listed:
+        raise InputError("", arguments.group, "no such group", nearest(arguments.group, tuple(listed)))
+    names = listed[arguments.group]
+    width = max(map(len, names), default=0)
+    for name in names:
+        print(f"{name:{width}}  {facts(arguments.group, name)}".rstrip())
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------ arguments
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError("", self.prog.removeprefix("mist").strip() or "mist", message)
+
+
+def _run(argv: list[str]) -> int:
+    parser, commands = _parser()
+    if not argv:
+        parser.print_help()
+        return 0
+    if not argv[0].startswith("-") and argv[0] not in commands:
+        raise InputError("", argv[0], "no such command", list(commands))
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.version:
+        from importlib.metadata import version
+
+        print(f"mist {version('mist-llm')}")
+        return 0
+    for word in rest:  # argparse stops collecting overrides at the first option
+        known = list(commands.get(argv[0], parser)._option_string_actions)
+        if word.startswith("-"):
+            close = get_close_matches(word, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+            raise InputError("", word, f"no such option; {hint}")
+        if not hasattr(arguments, "overrides"):
+            raise InputError("", word, f"{argv[0]} takes one argument")
+        arguments.overrides.append(word)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    return command(arguments)
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    parser = _Parser("mist", description=ABOUT, epilog=EXIT_CODES, allow_abbrev=False)
+    parser.add_argument("--version", action="store_true", help="print the version")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(name: str, does: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+        sub.set_defaults(command=does)
+        return sub
+
+    for name, does, about in (
+        ("simulate", simulate, "one deployment under one workload: latencies, throughput, tokens per dollar"),
+        ("capacity", capacity, "the largest arrival rate at which the SLO holds"),
+    ):
+        sub = command(name, does, about)
+        sub.add_argument("overrides", nargs="*", default=[], metavar="address=value", help=OVERRIDES)
+        sub.add_argument("--json", action="store_true", help="print the answer as JSON")
+        if does is simulate:
+            sub.add_argument("--requests", metavar="FILE.parquet", help="write one row per request")
+        else:
+            sub.add_argument("--seeds", type=int, default=3, metavar="N", help="how many seeds to repeat it over (3)")
+    sub = command("sweep", sweep, "search many deployments for the best one")
+    sub.add_argument("name", metavar="NAME", help="a sweep of ./sweeps or a packaged one, or a path to a YAML")
+    sub.add_argument("overrides", nargs="*", default=[], metavar="address=value", help=OVERRIDES)
+    for name, does, about in (
+        ("resume", resume, "finish a run that was interrupted"),
+        ("show", show, "the answer of a run, or how far it has come"),
+    ):
+        sub = command(name, does, about)
+        sub.add_argument("run_directory", metavar="RUN", help="results/<sweep>/<run>, or a sweep's name for its latest")
+    sub = command("list", choices, "what there is to choose from")
+    sub.add_argument("group", nargs="?", metavar="GROUP", help="model, hardware, ..., sweeps")
+    return parser, dict(commands.choices)
+
+
+# ------------------------------------------------------------------------------------------------ output
+
+
+def _answer(answer: Any, as_json: bool, kind: str) -> int:
+    if as_json:
+        print(json.dumps(answer.to_json(), indent=2, allow_nan=False))
+    else:
+        _print(getattr(import_module("mist.report.text"), kind)(answer))
+    return 0
+
+
+def _print(renderable: Any) -> None:
+    from rich.console import Console
+
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    Console(width=140 if piped else None, highlight=False).print(renderable)
+
+
+def _complain(problem: object, code: int) -> int:
+    print(f"mist: {problem}", file=sys.stderr)
+    return code
+
+
+def _writable(name: str | None) -> Path | None:
+    if name is None:
+        return None
+    path = Path(name)
+    if path.suffix != ".parquet":
+        raise InputError("--requests", name, "the file's name must end in .parquet")
+    if not path.parent.is_dir():
+        raise InputError("--requests", name, f"there is no directory {path.parent}")
+    return path
+
+
+def _run_directory(name: str) -> Path:
+    for path in (Path(name), Path("results") / name):
+        for run in (path, path / "latest"):
+            if (run / "manifest.json").is_file():
+                return run.resolve()
+    runs = sorted(str(manifest.parent) for manifest in Path("results").glob("*/*/manifest.json"))
+    raise InputError("", name, "no run is kept there", [run for run in runs if not run.endswith("latest")])
