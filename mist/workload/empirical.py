@@ -21,7 +21,7 @@ from mist.errors import InputError
 from mist.streams import stream
 from mist.units import PerSecond
 from mist.workload.quantiles import Floats, check_curve, curve, last_knot, stratified
-from mist.workload.traffic import Traffic, check_rate, check_requests, unit_times
+from mist.workload.traffic import Traffic, check_rate, check_requests
 
 Tokens = NDArray[np.int64]
 
@@ -102,7 +102,8 @@ class Empirical:
         elapsed = np.concatenate(([0.0], np.cumsum(gaps)))
         knots = np.unique(np.rint(profile.levels * n).astype(int))
         times = np.interp(elapsed[:-1], elapsed[knots], profile(knots / n)) * (n / profile.values[-1])
-        return np.minimum(times, np.nextafter(n, 0))
+        within: Floats = np.minimum(times, np.nextafter(n, 0))
+        return within
 
     def _lengths(self, seed: int) -> tuple[Tokens, Tokens]:
         edges = np.round(np.linspace(0, self.requests, len(self.lengths) + 1)).astype(int)

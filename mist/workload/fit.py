@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from textwrap import wrap
 
@@ -23,10 +24,10 @@ def fit(
     own_rate: float,
     source: str,
     *,
-    segments: int = 12,
-    shares: int = 8,
-    profile_error: float = 0.5,
-    length_error: float = 0.001,
+    segments: int = 24,
+    shares: int = 6,
+    profile_error: float = 3000,
+    length_error: float = 0.003,
 ) -> Empirical:
     """The tables of one recorded cycle.
 
@@ -39,7 +40,7 @@ def fit(
     edges = np.round(np.linspace(0, n, segments + 1)).astype(int)
     lengths = {
         f"s{k:02d}": _joint(traffic.inputs[a:b], traffic.outputs[a:b], shares, length_error)
-        for k, (a, b) in enumerate(zip(edges, edges[1:], strict=False))
+        for k, (a, b) in enumerate(pairwise(edges))
     }
     return Empirical(source, arrivals, _gaps(traffic.times, arrivals), lengths, requests=n)
 
@@ -114,10 +115,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m mist.workload.fit", description=__doc__)
     parser.add_argument("trace", type=Path, help="any file that workload=trace reads")
     parser.add_argument("--source", required=True, help="origin and licence of the trace")
-    parser.add_argument("--segments", type=int, default=12, help="length tables over the cycle")
-    parser.add_argument("--shares", type=int, default=8, help="conditional output curves in each of them")
-    parser.add_argument("--profile-error", type=float, default=0.5, help="see mist.workload.fit.fit")
-    parser.add_argument("--length-error", type=float, default=0.001, help="see mist.workload.fit.fit")
+    parser.add_argument("--segments", type=int, default=24, help="length tables over the cycle")
+    parser.add_argument("--shares", type=int, default=6, help="conditional output curves in each of them")
+    parser.add_argument("--profile-error", type=float, default=3000.0, help="see mist.workload.fit.fit")
+    parser.add_argument("--length-error", type=float, default=0.003, help="see mist.workload.fit.fit")
     given = parser.parse_args()
     try:
         trace = Trace(str(given.trace))

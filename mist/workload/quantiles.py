@@ -61,7 +61,7 @@ def check_curve(field: str, text: str) -> Curve:
 
 def last_knot(text: str) -> tuple[float, float]:
     """The undivided last level and value."""
-    level, value = text.split()[-1].split(":")
+    level, value = text.rsplit(maxsplit=1)[-1].split(":")
     return float(level), float(value)
 
 

@@ -21,7 +21,9 @@ FORMATS = (".csv", ".jsonl", ".parquet")
 ARRIVAL = ("arrival", "arrival_time", "timestamp", "time")
 INPUT = ("input", "input_tokens", "input_length", "prompt_tokens", "contexttokens", "request tokens")
 OUTPUT = ("output", "output_tokens", "output_length", "completion_tokens", "generatedtokens", "response tokens")
-MILLISECONDS_BESIDE = "input_length"  # Mooncake: "timestamp", an arrival in ms (kvcache-ai/Mooncake, README of FAST25-release)
+MILLISECONDS_BESIDE = (
+    "input_length"  # Mooncake: "timestamp", an arrival in ms (kvcache-ai/Mooncake, README of FAST25-release)
+)
 
 Row = tuple[str, Any, Any, Any]  # place, arrival, input, output
 

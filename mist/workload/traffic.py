@@ -74,4 +74,5 @@ def unit_times(gaps: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     n, ends = len(gaps), np.cumsum(gaps)
     starts = np.concatenate(([0.0], ends[:-1]))
-    return np.minimum(starts * (n / ends[-1]), np.nextafter(n, 0))
+    times: NDArray[np.float64] = np.minimum(starts * (n / ends[-1]), np.nextafter(n, 0))
+    return times
