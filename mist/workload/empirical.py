@@ -61,6 +61,8 @@ class Empirical:
 
     ``arrivals`` has knots ``requests:seconds`` of the recording, ``gaps`` ``probability:gap`` in units of the
     mean gap, ``lengths`` one table per equal share of the recording's requests (in the order of sorted keys).
+    A cycle shorter than the recording drifts faster than the recording did, so that an overload lasts fewer
+    requests: on the Azure conversation trace, 4,000 of 19,366 requests raise a P99 capacity by about a tenth.
     ``rate`` is the mean rate; None is the recorded one. Seeds change the order of lengths and gaps, and
     their sample means hardly: what differs between seeds is queueing, not load.
     """

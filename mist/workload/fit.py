@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from textwrap import wrap
@@ -91,7 +92,7 @@ def _lines(workload: Empirical, header: str) -> Iterator[str]:
     for paragraph in header.splitlines():
         yield from wrap(paragraph, 110, initial_indent="# ", subsequent_indent="# ")
     yield "_target_: mist.workload.empirical.Empirical"
-    yield f'source: "{workload.source}"'
+    yield from _folded("source", workload.source, "")
     yield f"requests: {workload.requests}  # in a cycle, which passes once through the recorded profile"
     yield "rate: null  # the recorded rate"
     yield from _folded("arrivals", workload.arrivals, "", "requests:seconds of the recording")
@@ -136,7 +137,7 @@ def main() -> int:
         return 2
     command = f"python -m mist.workload.fit {given.trace.name} --segments {given.segments} --shares {given.shares}"
     command += f" --profile-error {given.profile_error:g} --length-error {given.length_error:g} --source ..."
-    header = f"{given.source}\nMade from {given.trace.name} (sha256 {trace.content()}) by: {command}"
+    header = f"{given.source}\nMade from {given.trace.name} (sha256 {trace.content()}) on {date.today()} by: {command}"
     print(yaml_text(workload, header), end="")
     return 0
 

@@ -21,9 +21,7 @@ FORMATS = (".csv", ".jsonl", ".parquet")
 ARRIVAL = ("arrival", "arrival_time", "timestamp", "time")
 INPUT = ("input", "input_tokens", "input_length", "prompt_tokens", "contexttokens", "request tokens")
 OUTPUT = ("output", "output_tokens", "output_length", "completion_tokens", "generatedtokens", "response tokens")
-MILLISECONDS_BESIDE = (
-    "input_length"  # Mooncake: "timestamp", an arrival in ms (kvcache-ai/Mooncake, README of FAST25-release)
-)
+MILLISECONDS_BESIDE = "input_length"  # "timestamp" is in ms there (kvcache-ai/Mooncake, README)
 
 Row = tuple[str, Any, Any, Any]  # place, arrival, input, output
 
@@ -188,7 +186,7 @@ def _instant(value: Any, unit: float, place: str) -> float:
 
 def _tokens(value: Any, what: str, place: str) -> int:
     try:
-        if isinstance(value, bool | float) and int(value) != value or isinstance(value, bool):
+        if isinstance(value, bool) or (isinstance(value, float) and int(value) != value):
             raise ValueError
         tokens = int(value)
     except (TypeError, ValueError, OverflowError):

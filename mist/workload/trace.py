@@ -8,10 +8,11 @@ Formats, by file ending; other columns are ignored and names are not case-sensit
 - ``.parquet``: the same columns.
 
 The arrival column is ``arrival``, ``arrival_time``, ``timestamp`` or ``time``: seconds from any origin, or a
-date and time (ISO 8601); beside ``input_length`` (Mooncake) a number is milliseconds, as published. Lengths are ``input``,
-``input_tokens``, ``input_length``, ``prompt_tokens``, and so on (``INPUT``, ``OUTPUT``), whole tokens, at
-least one: a row without an output is a request that failed where it was recorded, and is refused by line
-number rather than dropped, since a trace silently thinned is a lower load. Rows are in order of arrival.
+date and time (ISO 8601); a numeric ``timestamp`` beside ``input_length`` (Mooncake) is milliseconds, as published.
+Lengths are ``input``, ``input_tokens``, ``input_length`` or ``prompt_tokens``, and ``output``, ``output_tokens``,
+``output_length`` or ``completion_tokens``: whole tokens, at least one. A row without an output is a request
+that failed where it was recorded; it is refused by line number, not dropped, since a trace silently thinned
+is a lower load. Rows are in order of arrival.
 """
 
 import hashlib
