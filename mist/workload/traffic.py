@@ -49,3 +49,30 @@ class Workload(Protocol):
 
     def own_rate(self) -> float:
         """Requests per second of the traffic as recorded or published."""
+
+    def content(self) -> str:
+        """SHA-256 of the file behind the traffic, part of a run's identity; "" where there is none."""
+
+
+def check_rate(rate: float | None) -> None:
+    """InputError unless ``rate`` is None or positive."""
+    if rate is not None and not rate > 0:
+        raise InputError("rate", rate, "must be positive, or null for the workload's own rate")
+
+
+def check_requests(requests: int) -> None:
+    """InputError unless a cycle of ``requests`` has anything in it."""
+    if requests < 1:
+        raise InputError("requests", requests, "a workload needs at least one request")
+
+
+def unit_times(gaps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Arrival instants in [0, n), the first at 0, that keep the proportions of ``gaps`` (the last one leads
+    into the next cycle) and have a mean gap of exactly 1.
+
+    Poisson gaps so scaled are a Poisson process given its count: the rate asked for is the rate that arrives.
+    """
+    n, ends = len(gaps), np.cumsum(gaps)
+    starts = np.concatenate(([0.0], ends[:-1]))
+    times: NDArray[np.float64] = np.minimum(starts * (n / ends[-1]), np.nextafter(n, 0))
+    return times

@@ -1,0 +1,91 @@
+"""Replay of a recorded trace, row for row.
+
+Formats, by file ending; other columns are ignored and names are not case-sensitive:
+
+- ``.csv``: a header, then one request a row. The Azure LLM inference traces (TIMESTAMP, ContextTokens,
+  GeneratedTokens), BurstGPT (Timestamp, Request tokens, Response tokens), or any of the names below.
+- ``.jsonl``: one object a line; the Mooncake traces (timestamp, input_length, output_length) or the names below.
+- ``.parquet``: the same columns.
+
+The arrival column is ``arrival``, ``arrival_time``, ``timestamp`` or ``time``: seconds from any origin, or a
+date and time (ISO 8601); a numeric ``timestamp`` beside ``input_length`` (Mooncake) is milliseconds, as published.
+Lengths are ``input``, ``input_tokens``, ``input_length`` or ``prompt_tokens``, and ``output``, ``output_tokens``,
+``output_length`` or ``completion_tokens``: whole tokens, at least one. A row without an output is a request
+that failed where it was recorded; it is refused by line number, not dropped, since a trace silently thinned
+is a lower load. Rows are in order of arrival.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from mist.errors import TraceError
+from mist.units import PerSecond
+from mist.workload.records import FORMATS, Records, read
+from mist.workload.traffic import Traffic, check_rate
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The file at ``path`` (relative to the working directory) as one cycle of requests.
+
+    ``rate`` rescales time so that this many requests per second arrive on average; None keeps the recorded
+    rate. The cycle closes with one mean gap between the last row and the first of the next round.
+    """
+
+    path: str
+    rate: PerSecond | None = None
+
+    def __post_init__(self) -> None:
+        check_rate(self.rate)
+
+    def own_rate(self) -> float:
+        """Requests per second as recorded; TraceError if no time passes between first and last row."""
+        gap = self._records().mean_gap()
+        if gap == 0:
+            raise TraceError(self.path, f"{len(self._records())} requests", "all arrive at one instant: give a rate")
+        return 1 / gap
+
+    def traffic(self, seed: int) -> Traffic:  # noqa: ARG002 (a replay leaves nothing to chance)
+        """The rows as they are, whatever the seed."""
+        rows = self._records()
+        gap = rows.mean_gap()
+        times = (rows.arrivals - rows.arrivals[0]) / (gap if gap > 0 else 1.0)
+        return Traffic(times, rows.inputs, rows.outputs)
+
+    def content(self) -> str:
+        """SHA-256 of the file."""
+        path = _existing(self.path)
+        return _sha256(str(path), *_version(path))
+
+    def _records(self) -> Records:
+        path = _existing(self.path)
+        return _read(str(path), *_version(path))
+
+
+def _existing(name: str) -> Path:
+    if name in ("", "???"):
+        raise TraceError("workload.path", "(nothing)", "name a trace file: workload.path=FILE", FORMATS)
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise TraceError("workload.path", name, "is a directory" if path.is_dir() else "no such file")
+    if path.suffix.lower() not in FORMATS:
+        raise TraceError("workload.path", name, "no format is known for this file ending", FORMATS)
+    return path
+
+
+def _version(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=4)
+def _read(path: str, modified: int, size: int) -> Records:  # noqa: ARG001 (they tell versions of a file apart)
+    return read(Path(path))
+
+
+@lru_cache(maxsize=4)
+def _sha256(path: str, modified: int, size: int) -> str:  # noqa: ARG001
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
