@@ -59,7 +59,7 @@ def rank(lines: Sequence[Mapping[str, Any]]) -> list[Ranked]:
     rest = [line for line in first if line["identity"] not in again]
     best = confirmed[0][1] if confirmed else {}
     ranked = [_ranked(line, records, i > 0 and _tied(best, records)) for i, (line, records) in enumerate(confirmed)]
-    return ranked + [_ranked(line, {seed: line["record"] for seed in line["seeds"]}, False) for line in rest]
+    return ranked + [_ranked(line, dict.fromkeys(line["seeds"], line["record"]), False) for line in rest]
 
 
 def _ranked(line: Mapping[str, Any], records: Mapping[int, Mapping[str, Any]], tied: bool) -> Ranked:

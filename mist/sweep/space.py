@@ -139,7 +139,7 @@ class Space:
         return self._count(0, {}, parents)
 
     def _count(self, start: int, design: Design, parents: set[str]) -> int:
-        factors = []
+        factors: list[int] = []
         for i, knob in enumerate(self.knobs[start:], start):
             if not self.active(knob, design):
                 continue
@@ -209,7 +209,7 @@ def parse(texts: Mapping[str, str], when: Mapping[str, str], fixed: Mapping[str,
 
 
 def domain(field: str, text: str) -> Domain:
-    """``choice(a, b)``, ``range(1, 8)``, ``range(0, 64, 8)``, ``interval(0.8, 0.95)``, ``log_range``, ``log_interval``."""
+    """``choice(a, b)``, ``range(1, 8)``, ``range(0, 64, 8)``, ``interval(0.8, 0.95)``, or the last two with ``log_``."""
     match = _CALL.match(text)
     kind, inside = match.groups() if match else (text, "")
     if not match or kind not in _KINDS:

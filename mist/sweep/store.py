@@ -91,7 +91,9 @@ def parse_lines(data: bytes) -> tuple[int, list[Line]]:
             lines.append(json.loads(raw))
         except ValueError:
             if whole + len(raw) + 1 < len(data):
-                raise InputError(f"trials.jsonl:{number}", raw[:40], "not a JSON object, and not the last line") from None
+                raise InputError(
+                    f"trials.jsonl:{number}", raw[:40], "not a JSON object, and not the last line"
+                ) from None
             break
         whole += len(raw) + 1
     return whole, lines
@@ -103,10 +105,9 @@ def write_table(run: Path, lines: Sequence[Line]) -> None:
 
     rows = [_flat({key: value for key, value in line.items() if key != "overrides"}) for line in lines]
     frame = pd.DataFrame(rows)
-    for column in frame.columns[frame.dtypes == object]:
-        kinds = {type(value) for value in frame[column].dropna()}
-        if len(kinds - {int, float}) > 0 and len(kinds) > 1:  # Parquet columns have one type
-            frame[column] = frame[column].map(lambda value: value if pd.isna(value) else str(value))
+    for column in frame.select_dtypes("object"):
+        if len({type(value) for value in frame[column].dropna()} - {int, float}) > 1:  # a column has one type
+            frame[column] = frame[column].map(str, na_action="ignore")
     frame.to_parquet(run / "trials.parquet", index=False)
 
 

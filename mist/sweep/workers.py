@@ -77,11 +77,12 @@ def judged(judge: str, config: dict[str, Any], traffic: Mapping[int, Traffic], l
         record = json.loads(json.dumps(named(judge)(config, traffic, limit_s), allow_nan=False))
         answer = {"record": record, "error": None}
     except Exception as error:
-        answer = {"record": None, "error": _told(error)}
+        answer = {"record": None, "error": told(error)}
     return {**answer, "wall_s": time.perf_counter() - began}
 
 
-def _told(error: BaseException) -> Report:
+def told(error: BaseException) -> Report:
+    """An error as plain data."""
     trace = "".join(traceback.format_exception(error))
     return {"type": type(error).__name__, "message": str(error), "traceback": trace}
 
@@ -132,10 +133,12 @@ def connect(options: RayOptions) -> Any:
     if options.address is None:
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     elif Path("~/.ray/auth_token").expanduser().is_file() or "RAY_AUTH_TOKEN" in os.environ:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # or a cluster with authentication lets us wait 20 s for nothing
+        os.environ.setdefault(
+            "RAY_AUTH_MODE", "token"
+        )  # or a cluster with authentication lets us wait 20 s for nothing
     import ray  # noqa: PLC0415  half a second, which serial sweeps and --help do not spend
 
-    quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     if options.address is None:
         store = int(options.object_store)
         ray.init("local", num_cpus=options.cpus, include_dashboard=False, object_store_memory=store, **quiet)
@@ -220,13 +223,15 @@ class OnRay:
         ran = time.monotonic() - flight.started if flight.started is not None else 0.0
         if flight.overdue:
             message = f"still running {ran:.1f} s after it began (limit {job.limit_s:g} s): killed"
-            told = {"type": "Timeout", "message": message, "traceback": ""}
+            why = {"type": "Timeout", "message": message, "traceback": ""}
+        elif not isinstance(error, infrastructure | errors.RayTaskError):
+            raise error  # Ray itself is broken, and every further design would be called a failure
         elif isinstance(error, infrastructure) and job.attempt <= self._retries:
             self.submit(replace(job, attempt=job.attempt + 1))
             return
         else:
-            told = {**_told(error), "message": str(error).partition("\n")[0]}
-        yield Outcome(job.number, None, told, ran, job.attempt)
+            why = {**told(error), "message": str(error).partition("\n")[0]}
+        yield Outcome(job.number, None, why, ran, job.attempt)
 
     def _kill_overdue(self) -> None:
         now = time.monotonic()
