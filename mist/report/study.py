@@ -1,5 +1,7 @@
 """A study on the terminal: live progress, then the ranked answer."""
 
+import shlex
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +69,7 @@ class Watch:
 
     def __init__(self, name: str, question: str, run: Path, console: Console | None = None) -> None:
         self.name, self.question, self.run = name, question, run
-        self.console = console or Console(highlight=False)
+        self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else 140)
         self.began = time.monotonic()
         self._live: Live | None = None
         self._shown_at = 0.0
@@ -78,10 +80,10 @@ class Watch:
         self.console.print(Text.assemble((self.name, "bold"), f"  {self.question}"))
         self.console.print(Text(f"{where}, into {self.run}", style="dim"))
 
-    def show(self, progress: Callable[[], Progress]) -> None:
-        """Called as often as one likes; looks at the progress a few times a second."""
+    def show(self, progress: Callable[[], Progress], *, last: bool = False) -> None:
+        """Called as often as one likes; looks at the progress a few times a second, and when a phase ends."""
         now = time.monotonic()
-        if now - self._shown_at < 0.2:
+        if now - self._shown_at < 0.2 and not last:
             return
         self._shown_at = now
         if not self.console.is_terminal:
@@ -163,7 +165,7 @@ def print_answer(
             f"{line['error']['type']}: {line['error']['message'].splitlines()[0] if line['error']['message'] else ''}"
         )
         console.print(Text(f"failed  {told}", style="red"), soft_wrap=True)
-        console.print(Text(f"        {in_short(line['design'])}", style="dim"), soft_wrap=True)
+        console.print(Text(f"        mist capacity {shlex.join(line['overrides'])}", style="dim"), soft_wrap=True)
     console.print()
     counts = Counter(line["state"] for line in lines)
     judged = counts["ok"] + counts["infeasible"] + counts["failed"]
@@ -182,31 +184,33 @@ def ranked_table(rows: Sequence[Row], limits: Mapping[str, float]) -> Table:
     """Rank, the keys in which designs differ, and what they achieve."""
     shown = rows[:ROWS]
     keys = list(dict.fromkeys(key for row in shown for key in row.design))
-    keys = [key for key in keys if len(shown) == 1 or len({row.design.get(key) for row in shown}) > 1] or keys
-    table = Table(box=None, padding=(0, 1), header_style="bold", collapse_padding=True)
-    table.add_column("\n#", justify="right")
+    keys = [key for key in keys if len({row.design.get(key) for row in shown}) > 1] or keys
+    factor, prefix = _scale(rows[0].value)
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    table.add_column("\n#", justify="right", no_wrap=True)
     for key in keys:
         numeric = all(isinstance(row.design.get(key, 0), int | float) for row in shown)
-        table.add_column("\n".join(_two(key)), justify="right" if numeric else "left", style="cyan")
-    table.add_column("tokens\nper $", justify="right")
-    table.add_column("capacity\nreq/s", justify="right")
+        header = "\n".join(key.rpartition(".")[::2]) if "." in key else f"\n{key}"
+        table.add_column(header, justify="right" if numeric else "left", style="cyan", no_wrap=True)
+    table.add_column(f"{prefix} tokens\nper $".strip(), justify="right", no_wrap=True)
+    table.add_column("capacity\nreq/s", justify="right", no_wrap=True)
     for metric in ("ttft", "tpot"):
         limit = limits.get(f"{metric}_p99")
-        table.add_column(
-            f"{metric.upper()} P50 / P99\n{'no limit' if limit is None else f'limit {duration(limit)}'}",
-            justify="right",
-        )
-    table.add_column("\n$/h", justify="right")
-    for i, row in enumerate(shown, 1):
-        rank = "=1" if row.tied or (i == 1 and any(other.tied for other in rows)) else str(i)
-        cells = [Text(rank), *(Text(_cell(row.design.get(key, "-"))) for key in keys)]
-        cells += [Text(with_error(row.value, row.value_error)), Text(with_error(row.capacity, row.capacity_error))]
+        below = "no P99 limit" if limit is None else f"P99 limit {duration(limit)}"
+        table.add_column(f"{metric.upper()} P50 / P99\n{below}", justify="right", no_wrap=True)
+    table.add_column("\n$/h", justify="right", no_wrap=True)
+    for i, row in enumerate(shown):
+        cells = [Text(_place(i, rows)), *(Text(_cell(row.design.get(key, "-"))) for key in keys)]
+        cells += [_estimate(row.value, row.value_error, factor), _estimate(row.capacity, row.capacity_error)]
         cells += [_latency(row.metrics, limits, metric) for metric in ("ttft", "tpot")]
-        cells.append(Text(f"{row.metrics['dollars_per_hour']:.2f}" if "dollars_per_hour" in row.metrics else "-"))
-        table.add_row(
-            *cells, style="bold" if i == 1 else "dim" if row.value_error is None and rows[0].value_error else ""
-        )
+        cells.append(Text(f"{row.metrics['dollars_per_hour']:,.2f}" if "dollars_per_hour" in row.metrics else "-"))
+        once = row.value_error is None and rows[0].value_error is not None
+        table.add_row(*cells, style="bold" if i == 0 else "dim" if once else "")
     return table
+
+
+def _place(i: int, rows: Sequence[Row]) -> str:
+    return "=1" if rows[i].tied or (i == 0 and any(row.tied for row in rows)) else str(i + 1)
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
@@ -215,7 +219,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     told = []
     if confirmed:
         seeds = max(len(row.seeds) for row in confirmed)
-        told.append(f"+- is a 95 % confidence interval over {seeds} fresh seeds; rows without it were judged once.")
+        told.append(f"± is a 95 % confidence interval over {seeds} fresh seeds; rows without it were judged once.")
     if any(row.tied for row in rows):
         told.append("=1: seed by seed, the difference to the best is within its 95 % interval: a tie.")
     if len(rows) > ROWS:
@@ -224,23 +228,27 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _latency(metrics: Mapping[str, float], limits: Mapping[str, float], metric: str) -> Text:
+    """Both percentiles in the larger one's unit, each coloured by its own limit."""
+    values = {name: metrics.get(name) for name in (f"{metric}_p50", f"{metric}_p99")}
+    factor, unit = (1.0, "s") if max((v for v in values.values() if v is not None), default=0.0) >= 1 else (1e3, "ms")
     text = Text()
-    for i, percentile in enumerate(("p50", "p99")):
-        name = f"{metric}_{percentile}"
-        value, limit = metrics.get(name), limits.get(name)
+    for name, value in values.items():
+        limit = limits.get(name)
         style = "" if limit is None or value is None else "green" if value <= limit else "red"
-        text.append(" / " if i else "").append("-" if value is None else duration(value), style=style)
-    return text
+        text.append(" / " if text else "").append("-" if value is None else f"{value * factor:.3g}", style=style)
+    return text.append(f" {unit}")
+
+
+def _estimate(value: float, error: float | None, factor: float = 1.0) -> Text:
+    """Four digits, and the half-width of the interval to the same place."""
+    digits = max(0, 4 - len(str(int(abs(value / factor)))))
+    text = Text(f"{value / factor:,.{digits}f}")
+    return text if error is None else text.append(f" ±{error / factor:.{digits}f}", style="not bold dim")
 
 
 def _distinct(failures: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     first = {(line["error"]["type"], line["error"]["message"]): line for line in reversed(failures)}
     return list(reversed(first.values()))
-
-
-def _two(key: str) -> tuple[str, str]:
-    above, _, name = key.rpartition(".")
-    return above, name
 
 
 def _cell(value: object) -> str:
@@ -257,21 +265,14 @@ def in_short(design: Mapping[str, object]) -> str:
     return " ".join(words)
 
 
+def _scale(value: float) -> tuple[float, str]:
+    return next(((f, s) for f, s in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if abs(value) >= 0.9995 * f), (1.0, ""))
+
+
 def amount(value: float) -> str:
     """``4.81 M``: three digits that one can compare at a glance."""
-    for factor, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(value) >= factor:
-            return f"{value / factor:.3g}{suffix}" if abs(value) < 999.5 * factor else f"{value / factor:.0f}{suffix}"
-    return f"{value:.3g}"
-
-
-def with_error(value: float, error: float | None) -> str:
-    """``4.81 +- 0.06 M``, to the digits that the larger of the two carries."""
-    factor, suffix = next(((f, s) for f, s in ((1e9, " G"), (1e6, " M"), (1e3, " k")) if abs(value) >= f), (1.0, ""))
-    scaled = value / factor
-    digits = max(0, 3 - len(str(int(abs(scaled)))))
-    spread = "" if error is None else f" ±{error / factor:.{digits}f}"
-    return f"{scaled:.{digits}f}{spread}{suffix}"
+    factor, prefix = _scale(value)
+    return f"{value / factor:.{max(0, 3 - len(str(int(abs(value / factor)))))}f} {prefix}".strip()
 
 
 def duration(seconds: float) -> str:

@@ -209,7 +209,7 @@ def parse(texts: Mapping[str, str], when: Mapping[str, str], fixed: Mapping[str,
 
 
 def domain(field: str, text: str) -> Domain:
-    """``choice(a, b)``, ``range(1, 8)``, ``range(0, 64, 8)``, ``interval(0.8, 0.95)``, or the last two with ``log_``."""
+    """``choice(a, b)``, ``range(1, 8)``, ``range(0, 64, 8)``, ``interval(0.8, 0.95)``, and ``log_`` forms."""
     match = _CALL.match(text)
     kind, inside = match.groups() if match else (text, "")
     if not match or kind not in _KINDS:

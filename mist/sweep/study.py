@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -285,7 +286,8 @@ def _work(study: Study, watch: Watch) -> None:
     for phase, steps in (("judging", study.judge_designs), ("confirming", study.confirm_leaders)):
         began, at_start = time.monotonic(), study.progress(phase, 0.0, 0).done
         for _ in steps():
-            watch.show(lambda: study.progress(phase, began, at_start))  # noqa: B023  called at once or not at all
+            watch.show(partial(study.progress, phase, began, at_start))
+        watch.show(partial(study.progress, phase, began, at_start), last=True)
 
 
 def _conclude(watch: Watch, sweep: Sweep, compose: Compose, lines: list[store.Line]) -> int:

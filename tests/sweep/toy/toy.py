@@ -84,7 +84,7 @@ def misbehave(config, limit_s):
     if mode == "die":
         os._exit(9)
     if mode == "die_once":
-        flag = Path(os.environ["TOY_FLAG"])
+        flag = Path(config["note"])
         if not flag.exists():
             flag.touch()
             os._exit(9)
