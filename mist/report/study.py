@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.console import Console, Group
+from rich.console import Console, Group, JustifyMethod
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -117,7 +117,7 @@ def panel(progress: Progress) -> Group:
     style = "green" if progress.phase == "confirming" else "cyan"
     head, *rest = sentences(progress)
     bar.add_row(
-        ProgressBar(progress.total, progress.done, width=32, complete_style=style), head, Text("  ").join(rest[:-1])
+        ProgressBar(progress.total, progress.done, width=24, complete_style=style), head, Text("  ").join(rest[:-1])
     )
     return Group(bar, rest[-1])
 
@@ -152,7 +152,7 @@ def print_answer(
     console = watch.console
     console.print()
     if rows:
-        console.print(ranked_table(rows, limits))
+        console.print(ranked_table(rows, limits, console))
         for note in notes(rows):
             console.print(Text(note, style="dim"))
     else:
@@ -180,33 +180,56 @@ def print_answer(
     console.print(Text.assemble(("results: ", "dim"), str(watch.run)), soft_wrap=True)
 
 
-def ranked_table(rows: Sequence[Row], limits: Mapping[str, float]) -> Table:
-    """Rank, the keys in which designs differ, and what they achieve."""
+def ranked_table(rows: Sequence[Row], limits: Mapping[str, float], console: Console) -> Table:
+    """Rank, the keys in which designs differ, and what they achieve; as roomy as the console allows."""
+    forms = [(("p50", "p99"), 2), (("p50", "p99"), 1), (("p99",), 1), ((), 1)]
+    tables = [_table(rows, limits, percentiles, gap) for percentiles, gap in forms]
+    unbound = console.options.update(max_width=1000)
+    widths = [console.measure(table, options=unbound).maximum for table in tables]
+    return next((table for table, width in zip(tables, widths, strict=True) if width <= console.width), tables[-1])
+
+
+def _table(rows: Sequence[Row], limits: Mapping[str, float], percentiles: tuple[str, ...], gap: int) -> Table:
     shown = rows[:ROWS]
     keys = list(dict.fromkeys(key for row in shown for key in row.design))
     keys = [key for key in keys if len({row.design.get(key) for row in shown}) > 1] or keys
     factor, prefix = _scale(rows[0].value)
-    table = Table(box=None, padding=(0, 1), header_style="bold")
-    table.add_column("\n#", justify="right", no_wrap=True)
-    for key in keys:
-        numeric = all(isinstance(row.design.get(key, 0), int | float) for row in shown)
-        header = "\n".join(key.rpartition(".")[::2]) if "." in key else f"\n{key}"
-        table.add_column(header, justify="right" if numeric else "left", style="cyan", no_wrap=True)
-    table.add_column(f"{prefix} tokens\nper $".strip(), justify="right", no_wrap=True)
-    table.add_column("capacity\nreq/s", justify="right", no_wrap=True)
-    for metric in ("ttft", "tpot"):
-        limit = limits.get(f"{metric}_p99")
-        below = "no P99 limit" if limit is None else f"P99 limit {duration(limit)}"
-        table.add_column(f"{metric.upper()} P50 / P99\n{below}", justify="right", no_wrap=True)
-    table.add_column("\n$/h", justify="right", no_wrap=True)
+    table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
+    _columns(table, keys, shown)
+    for header in (f"{prefix} tokens\nper $".strip(), "capacity\nreq/s"):
+        table.add_column(header, justify="right", no_wrap=True, vertical="bottom")
+    units = {metric: _unit([row.metrics.get(f"{metric}_p99", 0.0) for row in shown]) for metric in ("ttft", "tpot")}
+    for metric, (per_unit, unit) in units.items() if percentiles else ():
+        bounds = [limits.get(f"{metric}_{percentile}") for percentile in percentiles]
+        allowed = " / ".join("-" if bound is None else f"{bound * per_unit:.4g}" for bound in bounds)
+        names = " / ".join(percentiles).upper()
+        limit = f"≤ {allowed}" if any(bounds) else "no limit"
+        table.add_column(f"{metric.upper()}, {unit}\n{names}\n{limit}", justify="right", no_wrap=True)
+    table.add_column("\n\n$/h", justify="right", no_wrap=True)
     for i, row in enumerate(shown):
         cells = [Text(_place(i, rows)), *(Text(_cell(row.design.get(key, "-"))) for key in keys)]
         cells += [_estimate(row.value, row.value_error, factor), _estimate(row.capacity, row.capacity_error)]
-        cells += [_latency(row.metrics, limits, metric) for metric in ("ttft", "tpot")]
+        cells += [
+            _latency(row.metrics, limits, [f"{m}_{p}" for p in percentiles], u[0])
+            for m, u in units.items()
+            if percentiles
+        ]
         cells.append(Text(f"{row.metrics['dollars_per_hour']:,.2f}" if "dollars_per_hour" in row.metrics else "-"))
         once = row.value_error is None and rows[0].value_error is not None
         table.add_row(*cells, style="bold" if i == 0 else "dim" if once else "")
     return table
+
+
+def _columns(table: Table, keys: Sequence[str], shown: Sequence[Row]) -> None:
+    """The rank, and a column for each key, by the last part of its name where that is clear."""
+    table.add_column("#", justify="right", no_wrap=True, vertical="bottom")
+    last = Counter(key.rpartition(".")[2] for key in keys)
+    for key in keys:
+        name = key.rpartition(".")[2]
+        header = (name if last[name] == 1 else key.replace(".", "\n")).replace("_", "\n")
+        numeric = all(isinstance(row.design.get(key, 0), int | float) for row in shown)
+        justify: JustifyMethod = "right" if numeric else "left"
+        table.add_column(header, justify=justify, style="cyan", no_wrap=True, vertical="bottom")
 
 
 def _place(i: int, rows: Sequence[Row]) -> str:
@@ -227,16 +250,18 @@ def notes(rows: Sequence[Row]) -> list[str]:
     return told
 
 
-def _latency(metrics: Mapping[str, float], limits: Mapping[str, float], metric: str) -> Text:
-    """Both percentiles in the larger one's unit, each coloured by its own limit."""
-    values = {name: metrics.get(name) for name in (f"{metric}_p50", f"{metric}_p99")}
-    factor, unit = (1.0, "s") if max((v for v in values.values() if v is not None), default=0.0) >= 1 else (1e3, "ms")
+def _unit(seconds: Sequence[float]) -> tuple[float, str]:
+    return (1.0, "s") if max(seconds) >= 10 else (1e3, "ms")
+
+
+def _latency(metrics: Mapping[str, float], limits: Mapping[str, float], names: Sequence[str], factor: float) -> Text:
+    """Percentiles, each coloured by its own limit."""
     text = Text()
-    for name, value in values.items():
-        limit = limits.get(name)
+    for name in names:
+        value, limit = metrics.get(name), limits.get(name)
         style = "" if limit is None or value is None else "green" if value <= limit else "red"
         text.append(" / " if text else "").append("-" if value is None else f"{value * factor:.3g}", style=style)
-    return text.append(f" {unit}")
+    return text
 
 
 def _estimate(value: float, error: float | None, factor: float = 1.0) -> Text:
@@ -273,11 +298,6 @@ def amount(value: float) -> str:
     """``4.81 M``: three digits that one can compare at a glance."""
     factor, prefix = _scale(value)
     return f"{value / factor:.{max(0, 3 - len(str(int(abs(value / factor)))))}f} {prefix}".strip()
-
-
-def duration(seconds: float) -> str:
-    """``350 ms``, ``1.2 s``: milliseconds below one second."""
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
 def clock(seconds: float) -> str:

@@ -67,7 +67,11 @@ class Trials:
         except OSError:
             self._file.close()
             raise InputError("run", run, "another process is working on it") from None
-        whole, self.lines = parse_lines(self._file.read())
+        try:
+            whole, self.lines = parse_lines(self._file.read())
+        except InputError:
+            self._file.close()
+            raise
         self._file.truncate(whole)
         self._file.seek(whole)
 

@@ -39,7 +39,7 @@ def ask(tmp_path):
 
     def asked(*overrides, **changes):
         path = tmp_path / "toy.yaml"
-        path.write_text(yaml.safe_dump(SWEEP | changes))
+        path.write_text(yaml.safe_dump(SWEEP | changes, sort_keys=False))
         code = run(str(path), overrides, judge="toy.judge", compose="toy.compose", results=tmp_path / "results")
         return code, (tmp_path / "results/toy/latest").resolve()
 
@@ -70,7 +70,7 @@ def lines():
 def drive(tmp_path):
     """A driver in a process of its own; the result of ``subprocess.Popen``."""
     path = tmp_path / "toy.yaml"
-    path.write_text(yaml.safe_dump(SWEEP))
+    path.write_text(yaml.safe_dump(SWEEP, sort_keys=False))
     started = []
 
     def start(verb, *rest, **environment):
