@@ -1,0 +1,51 @@
+"""What makes two designs, or two runs, the same: a hash over every input that can change an answer."""
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import mist
+from mist.errors import StaleRun
+
+
+def digest(value: object) -> str:
+    """sha256 of the canonical JSON of plain data: sorted keys, no spaces, no NaN."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return sha256(text.encode()).hexdigest()
+
+
+@cache
+def code() -> Mapping[str, str]:
+    """What computes an answer: the version of MIST, a hash of its sources, the version of NumPy."""
+    root = Path(mist.__file__).parent
+    sources = sha256()
+    for path in sorted(root.rglob("*.py")):
+        sources.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    try:
+        release = version("mist-llm")
+    except PackageNotFoundError:  # run from a source tree
+        release = "source"
+    return {"mist": release, "mist sources": sources.hexdigest(), "numpy": np.__version__}
+
+
+def design_identity(config: Mapping[str, Any], content: str) -> str:
+    """Of one design: its composed config, the content hash of its workload's file, and the code."""
+    return digest({"config": config, "content": content, "code": dict(code())})
+
+
+def refuse_changes(recorded: Mapping[str, str], present: Mapping[str, str]) -> None:
+    """StaleRun, naming what changed, unless a run's recorded inputs are the present ones."""
+    names = sorted({*recorded, *present})
+    changed = [name for name in names if recorded.get(name) != present.get(name)]
+    if changed:
+        raise StaleRun(
+            "run",
+            ", ".join(changed),
+            "changed since the run began, and answers from before and after must not be mixed; start a new run",
+        )

@@ -1,0 +1,213 @@
+"""A sweep as a user writes it: one YAML file, one question."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+import mist
+from mist.build import build
+from mist.errors import InputError
+from mist.sweep.space import Design, Space, Value, parse, scalar
+from mist.units import Bytes, Seconds
+
+
+@dataclass(frozen=True)
+class Budget:
+    """``designs``: how many different designs are judged, repeats not counted."""
+
+    designs: int = 64
+
+    def __post_init__(self) -> None:
+        if self.designs < 1:
+            raise InputError("designs", self.designs, "must be at least 1")
+
+
+@dataclass(frozen=True)
+class Search:
+    """Who proposes designs. ``restarts`` cuts the budget into that many independent searches.
+
+    tpe: multivariate tree-structured Parzen estimator; nsga2: genetic; qmc: a low-discrepancy sequence; random;
+    grid: every design. A space no larger than the budget is always searched as a grid.
+    """
+
+    sampler: Literal["tpe", "nsga2", "qmc", "random", "grid"] = "tpe"
+    seed: int = 0
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        if self.restarts < 1:
+            raise InputError("restarts", self.restarts, "must be at least 1")
+        if self.seed < 0:
+            raise InputError("seed", self.seed, "must not be negative")
+
+
+@dataclass(frozen=True)
+class Confirm:
+    """The ``leaders`` best designs are judged again, each over ``seeds`` fresh seeds; 0 leaders is no confirmation."""
+
+    leaders: int = 5
+    seeds: int = 3
+
+    def __post_init__(self) -> None:
+        if self.leaders < 0:
+            raise InputError("leaders", self.leaders, "must not be negative")
+        if self.seeds < 2:
+            raise InputError("seeds", self.seeds, "a spread needs at least 2")
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """Where Ray runs. ``address`` null is a private Ray on this machine, otherwise a running cluster's address."""
+
+    address: str | None = None
+    cpus: int | None = None  # of a private Ray; null is all of this machine's
+    in_flight: int = 2  # trials per CPU, so that no CPU waits for the driver
+    object_store: Bytes = 200e6  # of a private Ray: traffic arrays, at most a few MB per seed
+    retries: int = 2  # of a trial whose worker died
+
+    def __post_init__(self) -> None:
+        if self.cpus is not None and self.cpus < 1:
+            raise InputError("cpus", self.cpus, "must be at least 1")
+        if self.in_flight < 1:
+            raise InputError("in_flight", self.in_flight, "must be at least 1")
+        if self.object_store < 80e6:  # Ray refuses less than 75 MiB
+            raise InputError("object_store", self.object_store, "Ray needs at least 80 MB")
+        if self.retries < 0:
+            raise InputError("retries", self.retries, "must not be negative")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One question: a base deployment, what may be varied, and how long to look.
+
+    ``base`` are overrides every design shares; ``space`` maps override keys to sets of values and ``when`` some of
+    them to a condition (grammar in ``mist.sweep.space``); ``seeds`` is how many traffic seeds judge a design.
+    """
+
+    question: str
+    space: Mapping[str, str]
+    base: Mapping[str, Any] = field(default_factory=dict)
+    when: Mapping[str, str] = field(default_factory=dict)
+    objective: Literal["tokens_per_dollar"] = "tokens_per_dollar"
+    budget: Budget = field(default_factory=Budget)
+    seeds: int = 1
+    search: Search = field(default_factory=Search)
+    confirm: Confirm = field(default_factory=Confirm)
+    timeout: Seconds = 120.0  # wall clock of one trial
+    workers: Literal["ray", "serial"] = "ray"
+    ray: RayOptions = field(default_factory=RayOptions)
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise InputError("seeds", self.seeds, "must be at least 1")
+        if not self.timeout > 0:
+            raise InputError("timeout", self.timeout, "must be positive")
+        for key, value in self.base.items():
+            if not isinstance(value, str | int | float | bool | None):
+                raise InputError(f"base.{key}", value, "an override is one value; write a.b: value for a nested one")
+        size = self.designs.size
+        if self.search.sampler == "grid" and (size is None or size > self.budget.designs):
+            count = "uncountably many" if size is None else f"{size:,}"
+            why = f"a grid judges every design and the space has {count}; raise budget.designs or sample"
+            raise InputError("search.sampler", "grid", why, ("tpe", "nsga2", "qmc", "random"))
+
+    @cached_property
+    def designs(self) -> Space:
+        """The space, with the keys that ``base`` fixes taken out."""
+        return parse(self.space, self.when, self.base)
+
+    @property
+    def exhaustive(self) -> bool:
+        """Whether the budget covers the whole space."""
+        return self.designs.size is not None and self.designs.size <= self.budget.designs
+
+    @property
+    def study_seeds(self) -> tuple[int, ...]:
+        return tuple(range(self.seeds))
+
+    @property
+    def confirm_seeds(self) -> tuple[int, ...]:
+        """None of the study's own: a leader was chosen because it did well on those."""
+        return tuple(range(self.seeds, self.seeds + self.confirm.seeds))
+
+    def overrides(self, design: Design) -> list[str]:
+        """The whole deployment of a design as ``key=value`` overrides, base first."""
+        return [override(key, value) for key, value in {**self.base, **design}.items()]
+
+
+_OWN = tuple(f.name for f in fields(Sweep))
+_QUOTED = frozenset(",={}[]()'\"\\:#")
+
+
+def override(key: str, value: Value) -> str:
+    """``key=value`` as Hydra reads it; a value with its special characters is quoted."""
+    if isinstance(value, bool) or value is None:
+        text = {True: "true", False: "false", None: "null"}[value]
+    elif isinstance(value, str) and (not value or value != value.strip() or set(value) & _QUOTED):
+        text = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    else:
+        text = str(value)
+    return f"{key}={text}"
+
+
+def read(name: str, overrides: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
+    """The name and the plain data of a sweep, with command-line overrides laid on it.
+
+    ``name`` is a file, or a name in the user's ``./sweeps``, or one of the sweeps that come with MIST. An override
+    of one of the sweep's own fields (``budget.designs=100``, ``space.tp=choice(1, 2)``) changes it; any other is a
+    base override, and fixes its key if that key is in the space.
+    """
+    path = _find(name)
+    try:
+        data = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InputError(str(path), name, f"not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise InputError(str(path), name, "a sweep is a map of options", _OWN)
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InputError("", text, "an override reads key=value")
+        _lay(data, key, scalar(value))
+    return path.stem, data
+
+
+def sweep(data: Mapping[str, Any]) -> Sweep:
+    """The Sweep that plain data describes; InputError for each mistake, by its address."""
+    return build(Sweep, data)
+
+
+def _lay(data: dict[str, Any], key: str, value: Value) -> None:
+    first, _, rest = key.partition(".")
+    if first not in _OWN:
+        data["base"] = {**(data.get("base") or {}), key: value}
+    elif not rest:
+        data[key] = value
+    else:
+        inner = data.get(first) or {}
+        if not isinstance(inner, Mapping):
+            raise InputError(key, value, f"{first} has no options inside")
+        data[first] = {**inner, rest: value}
+
+
+def folders() -> tuple[Path, ...]:
+    """Where sweeps are looked for: the user's first, then those beside the package, in a wheel or a source tree."""
+    package = Path(mist.__file__).parent
+    return Path("sweeps"), package / "sweeps", package.parent / "sweeps"
+
+
+def _find(name: str) -> Path:
+    given = Path(name)
+    if given.suffix in (".yaml", ".yml"):
+        if not given.is_file():
+            raise InputError("sweep", name, "no such file")
+        return given
+    for folder in folders():
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    names = sorted({path.stem for folder in folders() for path in folder.glob("*.yaml")})
+    raise InputError("sweep", name, "no such sweep here", names)

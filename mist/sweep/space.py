@@ -1,0 +1,302 @@
+"""The search space: override keys, and what each may be.
+
+In YAML a space is a map of text, ``hardware: choice(h100, a100)``, and its conditions a second map,
+``scheduler.token_budget: scheduler in (chunked_prefill)``: a key whose condition fails is not part of the design.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite, prod
+from typing import TypeGuard
+
+import numpy as np
+import yaml
+
+from mist.errors import InputError
+
+Value = str | int | float | bool | None
+Design = dict[str, Value]  # override key -> value, active keys only
+
+_KINDS = ("choice", "range", "interval", "log_range", "log_interval")
+_CALL = re.compile(r"\s*(\w+)\s*\((.*)\)\s*\Z", re.DOTALL)
+_WHEN = re.compile(r"\s*([\w.@/]+)\s+in\s+\((.*)\)\s*\Z", re.DOTALL)
+_DIGITS = 4  # significant digits of a value drawn from an interval: a design must be short enough to retype
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several values. Numbers are an order, and are kept sorted; names are not."""
+
+    values: tuple[Value, ...]
+
+    @property
+    def ordered(self) -> bool:
+        return all(_number(value) for value in self.values)
+
+    @property
+    def size(self) -> int:
+        return len(self.values)
+
+    def at(self, u: float) -> Value:
+        """The value at ``u`` in [0, 1)."""
+        return self.values[int(u * len(self.values))]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Whole numbers from ``low`` to ``high``, both included, ``step`` apart; ``log`` samples them by magnitude."""
+
+    low: int
+    high: int
+    step: int = 1
+    log: bool = False
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        return tuple(range(self.low, self.high + 1, self.step))
+
+    @property
+    def size(self) -> int:
+        return (self.high - self.low) // self.step + 1
+
+    def at(self, u: float) -> int:
+        """The value at ``u`` in [0, 1)."""
+        if self.log:
+            return min(self.high, int(self.low * ((self.high + 1) / self.low) ** u))
+        return self.low + int(u * self.size) * self.step
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Real numbers from ``low`` to ``high``, to four significant digits; ``log`` samples them by magnitude."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @property
+    def size(self) -> None:
+        """Not countable."""
+
+    def at(self, u: float) -> float:
+        """The value at ``u`` in [0, 1)."""
+        return self.rounded(
+            self.low * (self.high / self.low) ** u if self.log else self.low + u * (self.high - self.low)
+        )
+
+    def rounded(self, value: float) -> float:
+        return min(self.high, max(self.low, float(f"{value:.{_DIGITS}g}")))
+
+
+Domain = Choice | Range | Interval
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Holds where ``key`` has one of ``values``."""
+
+    key: str
+    values: tuple[Value, ...]
+
+    def holds(self, design: Mapping[str, Value]) -> bool:
+        return self.key in design and design[self.key] in self.values
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One key of the space."""
+
+    key: str
+    domain: Domain
+    when: Condition | None = None
+
+
+@dataclass(frozen=True)
+class Space:
+    """Every design that may be judged. ``knobs`` come after the knobs their conditions read.
+
+    ``fixed`` are the base overrides, which conditions may read too; they are not part of a design.
+    """
+
+    knobs: tuple[Knob, ...]
+    fixed: Mapping[str, Value]
+
+    def active(self, knob: Knob, design: Mapping[str, Value]) -> bool:
+        return knob.when is None or knob.when.holds({**self.fixed, **design})
+
+    @cached_property
+    def conditional(self) -> bool:
+        return any(knob.when is not None for knob in self.knobs)
+
+    @cached_property
+    def size(self) -> int | None:
+        """How many designs there are; None where a key is continuous."""
+        if any(isinstance(knob.domain, Interval) for knob in self.knobs):
+            return None
+        parents = {knob.when.key for knob in self.knobs if knob.when}
+        return self._count(0, {}, parents)
+
+    def _count(self, start: int, design: Design, parents: set[str]) -> int:
+        factors: list[int] = []
+        for i, knob in enumerate(self.knobs[start:], start):
+            if not self.active(knob, design):
+                continue
+            if knob.key in parents:
+                return prod(factors) * sum(
+                    self._count(i + 1, {**design, knob.key: value}, parents) for value in _values(knob)
+                )
+            factors.append(knob.domain.size or 0)
+        return prod(factors)
+
+    def designs(self, start: int = 0, design: Design | None = None) -> Iterator[Design]:
+        """All of them, in the order of the keys; only for a countable space."""
+        design = design or {}
+        for i, knob in enumerate(self.knobs[start:], start):
+            if self.active(knob, design):
+                for value in _values(knob):
+                    yield from self.designs(i + 1, {**design, knob.key: value})
+                return
+        yield design
+
+    def point(self, u: np.ndarray) -> Design:
+        """The design at a point of the unit cube, one coordinate a knob."""
+        design: Design = {}
+        for knob, x in zip(self.knobs, u, strict=True):
+            if self.active(knob, design):
+                design[knob.key] = knob.domain.at(float(x))
+        return design
+
+    def probes(self) -> Iterator[tuple[str, Design]]:
+        """One design for every name in the space and one for every numeric key, each labelled with it.
+
+        Together they read every configuration file that the space can reach.
+        """
+        for knob in self.knobs:
+            setting: Design = {}
+            above: Knob | None = knob
+            while above and above.when:
+                if above.when.key not in self.fixed:
+                    setting[above.when.key] = above.when.values[0]
+                above = next((k for k in self.knobs if above.when and k.key == above.when.key), None)
+            values = _values(knob) if isinstance(knob.domain, Choice) else (knob.domain.at(0.0),)
+            for value in values if not all(_number(v) for v in values) else values[:1]:
+                yield f"{knob.key}={value}", {**setting, knob.key: value}
+
+
+def parse(texts: Mapping[str, str], when: Mapping[str, str], fixed: Mapping[str, Value]) -> Space:
+    """The space that a sweep's ``space`` and ``when`` maps describe; InputError for each mistake, by its key.
+
+    A key in ``fixed`` (the base overrides) takes that value and leaves the space.
+    """
+    domains = {key: domain(f"space.{key}", text) for key, text in texts.items()}
+    conditions = {key: _condition(key, text, domains, fixed) for key, text in when.items()}
+    knobs: dict[str, Knob] = {}
+
+    def add(key: str, below: tuple[str, ...]) -> None:
+        if key in below:
+            raise InputError(f"when.{key}", when[key], f"goes round in a circle: {' -> '.join((*below, key))}")
+        condition = conditions.get(key)
+        if condition and condition.key not in fixed and condition.key not in knobs:
+            add(condition.key, (*below, key))
+        knobs.setdefault(key, Knob(key, domains[key], condition))
+
+    for key in domains:
+        if key not in fixed:
+            add(key, ())
+    return Space(tuple(knobs.values()), fixed)
+
+
+def domain(field: str, text: str) -> Domain:
+    """``choice(a, b)``, ``range(1, 8)``, ``range(0, 64, 8)``, ``interval(0.8, 0.95)``, and ``log_`` forms."""
+    match = _CALL.match(text)
+    kind, inside = match.groups() if match else (text, "")
+    if not match or kind not in _KINDS:
+        raise InputError(field, text, "not a set of values", [f"{name}(...)" for name in _KINDS])
+    values = _scalars(inside)
+    if kind == "choice":
+        return _choice(field, text, values)
+    if kind.endswith("range"):
+        return _range(field, text, values, kind.startswith("log"))
+    return _interval(field, text, values, kind.startswith("log"))
+
+
+def _choice(field: str, text: str, values: tuple[Value, ...]) -> Choice:
+    if not values:
+        raise InputError(field, text, "an empty choice")
+    if len({(type(value), value) for value in values}) < len(values):
+        raise InputError(field, text, "the same value twice")
+    chosen = Choice(values)
+    return Choice(tuple(sorted(values, key=_magnitude))) if chosen.ordered else chosen
+
+
+def _range(field: str, text: str, values: tuple[Value, ...], logarithmic: bool) -> Range:
+    whole = [value for value in values if isinstance(value, int) and not isinstance(value, bool)]
+    if len(whole) < len(values) or len(values) not in ((2,) if logarithmic else (2, 3)):
+        form = "log_range(low, high)" if logarithmic else "range(low, high) or range(low, high, step)"
+        raise InputError(field, text, f"must read {form} in whole numbers")
+    low, high, step = (*whole, 1)[:3]
+    if low > high or step < 1:
+        raise InputError(field, text, "needs low <= high and a step of at least 1")
+    if logarithmic and low < 1:
+        raise InputError(field, text, "a logarithmic range starts at 1 or above")
+    return Range(low, low + (high - low) // step * step, step, logarithmic)
+
+
+def _interval(field: str, text: str, values: tuple[Value, ...], logarithmic: bool) -> Interval:
+    numbers = [float(value) for value in values if _number(value)]
+    if len(numbers) < len(values) or len(values) != 2 or not all(isfinite(number) for number in numbers):
+        raise InputError(field, text, "must read interval(low, high) in numbers")
+    low, high = numbers
+    if not low < high:
+        raise InputError(field, text, "needs low < high")
+    if logarithmic and low <= 0:
+        raise InputError(field, text, "a logarithmic interval starts above 0")
+    return Interval(low, high, logarithmic)
+
+
+def _condition(key: str, text: str, domains: Mapping[str, Domain], fixed: Mapping[str, Value]) -> Condition:
+    field = f"when.{key}"
+    if key not in domains:
+        raise InputError(field, text, "a condition on a key that is not in the space", sorted(domains))
+    match = _WHEN.match(text)
+    values = _scalars(match[2]) if match else ()
+    if not match or not values:
+        raise InputError(field, text, "must read: other_key in (value, value)")
+    parent = match[1]
+    if parent not in domains and parent not in fixed:
+        raise InputError(field, text, f"{parent} is neither in the space nor in the base", sorted({*domains, *fixed}))
+    reach = domains.get(parent)
+    if parent not in fixed and not isinstance(reach, Interval) and reach is not None:
+        for value in values:
+            if value not in reach.values:
+                raise InputError(field, value, f"{parent} never has this value", [str(v) for v in reach.values])
+    return Condition(parent, values)
+
+
+def scalar(text: str) -> Value:
+    """A number, truth value, null or text, as YAML reads it."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return value if isinstance(value, str | int | float | bool) or value is None else text
+
+
+def _scalars(inside: str) -> tuple[Value, ...]:
+    return tuple(scalar(part.strip()) for part in inside.split(",")) if inside.strip() else ()
+
+
+def _number(value: Value) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _magnitude(value: Value) -> float:
+    return float(value) if _number(value) else 0.0
+
+
+def _values(knob: Knob) -> tuple[Value, ...]:
+    if isinstance(knob.domain, Interval):
+        raise InputError(f"space.{knob.key}", "interval", "an interval cannot be enumerated")
+    return knob.domain.values

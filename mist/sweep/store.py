@@ -1,0 +1,139 @@
+"""A run on disk: what was asked, from what, and every answer, kept through any crash.
+
+``trials.jsonl`` is the truth: append-only, one JSON object a line, on the disk before the next is begun.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mist.errors import InputError
+
+Line = dict[str, Any]
+
+
+def create(root: Path, name: str, identity: str, sweep: Mapping[str, Any], manifest: Mapping[str, Any]) -> Path:
+    """A new run folder ``root/name/<time>-<hash8>`` with its sweep and manifest, and ``latest`` beside it."""
+    folder = root / name
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{datetime.now():%Y-%m-%d_%H%M%S}-{identity[:8]}"
+    draft = folder / f".{stem}.{os.getpid()}"  # renamed when whole, so that a run either exists or does not
+    draft.mkdir()
+    (draft / "sweep.yaml").write_text(yaml.safe_dump(dict(sweep), sort_keys=False, allow_unicode=True, width=110))
+    (draft / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    (draft / "trials.jsonl").touch()
+    run, twin = folder / stem, 1
+    while run.exists():
+        twin += 1
+        run = folder / f"{stem}-{twin}"
+    draft.rename(run)
+    _point(folder / "latest", run.name)
+    return run
+
+
+def _point(link: Path, name: str) -> None:
+    fresh = link.with_name(f".latest.{os.getpid()}")
+    with suppress(OSError):  # a file system without links does without
+        fresh.symlink_to(name)
+        fresh.replace(link)
+
+
+def load(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sweep and the manifest of a run; InputError if the folder is not one."""
+    try:
+        return yaml.safe_load((run / "sweep.yaml").read_text()), json.loads((run / "manifest.json").read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        runs = sorted(str(path.parent) for path in Path("results").glob("*/latest/manifest.json"))
+        raise InputError("run", run, "not a run folder (sweep.yaml and manifest.json)", runs) from None
+
+
+class Trials:
+    """``trials.jsonl`` of one run, open for appending by one driver at a time.
+
+    Opening reads what is there and cuts a last line that a crash left unfinished.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._file = (run / "trials.jsonl").open("r+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise InputError("run", run, "another process is working on it") from None
+        try:
+            whole, self.lines = parse_lines(self._file.read())
+        except InputError:
+            self._file.close()
+            raise
+        self._file.truncate(whole)
+        self._file.seek(whole)
+
+    def append(self, line: Line) -> None:
+        """Add a line; when this returns, it survives the machine."""
+        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.lines.append(line)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def parse_lines(data: bytes) -> tuple[int, list[Line]]:
+    """How many bytes are whole lines, and the lines. Only the last may be torn; any other is an InputError."""
+    lines: list[Line] = []
+    whole = 0
+    for number, raw in enumerate(data.split(b"\n")[:-1], 1):
+        try:
+            lines.append(json.loads(raw))
+        except ValueError:
+            if whole + len(raw) + 1 < len(data):
+                raise InputError(
+                    f"trials.jsonl:{number}", raw[:40], "not a JSON object, and not the last line"
+                ) from None
+            break
+        whole += len(raw) + 1
+    return whole, lines
+
+
+def write_table(run: Path, lines: Sequence[Line]) -> None:
+    """``trials.parquet``: one row a line, nested names joined by dots, lists as JSON."""
+    import pyarrow as pa  # noqa: PLC0415  a tenth of a second, and only a finished run needs it
+    from pyarrow import parquet  # noqa: PLC0415
+
+    rows = [_flat({key: value for key, value in line.items() if key != "overrides"}) for line in lines]
+    names = dict.fromkeys(name for row in rows for name in row)
+    parquet.write_table(
+        pa.table({name: _column([row.get(name) for row in rows]) for name in names}), run / "trials.parquet"
+    )
+
+
+def _column(values: list[Any]) -> list[Any]:
+    """Of one type, as Parquet wants it: numbers become floats where they differ in kind, anything else text."""
+    kinds = {type(value) for value in values if value is not None}
+    if len(kinds) < 2:
+        return values
+    one = float if kinds == {int, float} else str
+    return [None if value is None else one(value) for value in values]
+
+
+def _flat(value: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat |= _flat(item, f"{above}{key}.")
+        else:
+            flat[f"{above}{key}"] = json.dumps(item) if isinstance(item, list) else item
+    return flat
+
+
+def write_best(run: Path, best: Mapping[str, Any]) -> None:
+    """``best.yaml``: the winning deployment, its answer, and how to replay it."""
+    (run / "best.yaml").write_text(yaml.safe_dump(dict(best), sort_keys=False, allow_unicode=True, width=1000))
