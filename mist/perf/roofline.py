@@ -36,11 +36,17 @@ class RooflineSteps:
     def __init__(self, efficiency: Roofline, replica: Replica) -> None:
         model, hardware, tp, engine = replica
         self._model, self._tp, self._engine, self._hardware = model, tp, engine, hardware
+        expert_dtype = model.expert_dtype or model.weight_dtype
         self._matmul = hardware.peak(model.weight_dtype) * efficiency.matmul_efficiency
+        self._expert_matmul = hardware.peak(expert_dtype) * efficiency.matmul_efficiency
         self._attention = hardware.peak("bf16") * efficiency.attention_efficiency
         self._memory = hardware.memory_bandwidth * efficiency.bandwidth_efficiency
         self._link = hardware.scale_up_bandwidth * efficiency.link_efficiency
         self._weight = BYTES_PER_ELEMENT[model.weight_dtype]
+        self._expert = BYTES_PER_ELEMENT[expert_dtype]
+        wide = self._weight >= ACTIVATION  # the head stays in 16 bits when the layers are quantised
+        self._head_weight = self._weight if wide else ACTIVATION
+        self._head_matmul = hardware.peak(model.weight_dtype if wide else "bf16") * efficiency.matmul_efficiency
         self._linear: dict[int, float] = {}
         self._head: dict[int, float] = {}
         self._decode_lines: dict[int, AffineMax] = {}
@@ -102,9 +108,10 @@ class RooflineSteps:
         if model.sparse_layers:
             # a token picks k of E at random: E (1 - (1 - k/E)^tokens) distinct experts are read
             miss = (1 - model.experts_per_token / model.experts) ** tokens
-            read = (model.experts * (1 - miss) + model.shared_experts) * model.expert_parameters / tp
-            run = (model.experts_per_token + model.shared_experts) * model.expert_parameters / tp
-            time += model.sparse_layers * self._time(2 * tokens * run / self._matmul, read * self._weight)
+            touched = model.experts * (1 - miss) * self._expert + model.shared_experts * self._weight
+            routed = model.experts_per_token / self._expert_matmul + model.shared_experts / self._matmul
+            each = model.expert_parameters / tp
+            time += model.sparse_layers * self._time(2 * tokens * each * routed, touched * each)
         width = (
             model.intermediate
             if dense
@@ -119,8 +126,8 @@ class RooflineSteps:
         if time is None:
             model = self._model
             weights = model.embedding_parameters / self._tp if model.kind == "decoder" else 0.0
-            ops = 2 * requests * weights / (self._matmul if self._weight >= ACTIVATION else self._attention)
-            time = self._time(ops, weights * ACTIVATION) + requests * self._engine.request_overhead
+            time = self._time(2 * requests * weights / self._head_matmul, weights * self._head_weight)
+            time += requests * self._engine.request_overhead
             self._head[requests] = time
         return time
 
