@@ -5,7 +5,7 @@ asks for ``scheduler_name``, ``router_name``, ``hardware_name`` or ``model_name`
 noun: whoever adds a file is examined unasked.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -207,6 +207,26 @@ def _scenario(pools: PoolSpec | Mapping[str, PoolSpec], workload: Drawn | None =
     return Scenario(pools=named, workload=workload or Drawn(), **fields)
 
 
+class Watched(Kernel):
+    """A kernel that remembers every instant something was put off to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.instants: set[float] = set()
+
+    def at(self, time: float, *call: Any, **rank: Any) -> None:
+        self.instants.add(time)
+        super().at(time, *call, **rank)
+
+    def each_instant(self) -> Iterator[float]:
+        """Run from one to the next, stopping at each."""
+        while self.instants:
+            now = min(self.instants)
+            self.run(until=now)
+            self.instants.discard(now)
+            yield now
+
+
 @dataclass(frozen=True)
 class Run:
     """A drained cluster and everybody who went through it, in order of arrival."""
@@ -233,23 +253,23 @@ def _drive(
 ) -> Run:
     """Serve (time, input, output) triples until nothing is left to do.
 
-    ``one_by_one`` swaps the slow twin in and forbids leaps; ``after_each`` looks at the run after every event.
+    ``one_by_one`` swaps the slow twin in and forbids leaps; ``after_each`` looks at the run after every instant
+    at which something happened.
     """
     named = {"llm": pools} if isinstance(pools, PoolSpec) else dict(pools)
     with pytest.MonkeyPatch.context() as patch:
         if one_by_one:
             patch.setattr(llm, "Decoding", OneByOne)
             named = {name: replace(spec, perf=Unleapt(spec.perf)) for name, spec in named.items()}
-        kernel = Kernel()
+        kernel = Watched()
         run = Run(kernel, Cluster(kernel, named, link), [])
         for id_, (time, input_, output) in enumerate(arrivals):
             run.requests.append(Request(id_, time, input_, output))
             kernel.at(time, run.cluster.arrive, run.requests[-1])
-        while not kernel.idle:
-            if after_each is None:
-                kernel.run()
-            else:
-                kernel.run(until=kernel._queue[0][0])
+        if after_each is None:
+            kernel.run()
+        else:
+            for _ in kernel.each_instant():
                 after_each(run)
     return run
 
