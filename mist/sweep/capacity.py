@@ -18,6 +18,7 @@ from mist.workload.traffic import Traffic
 PRECISION = 1.02  # highest rate known to fail over highest known to hold
 STRIDE = 1.3  # between rates while no bracket is known
 IDLE = 1 / 4096  # of the first guess: a rate at which requests are alone
+FLOOD = 4096  # times the first guess: a rate at which they come all at once
 
 Probe = Callable[[float], Result]
 
@@ -193,12 +194,13 @@ def _bracket(probe: Probe, start: float) -> tuple[Result, float]:
     if result.verdict == "infeasible":
         return result, rate
     if result.verdict == "ok":
-        while True:
+        while rate < start * FLOOD:
             rate *= stride
             higher = probe(rate)
             if higher.verdict != "ok":
                 return result, rate
             result, stride = higher, stride * stride
+        return result, rate  # too few requests to overload anything
     while rate > start * IDLE:
         fails, rate = rate, max(rate / stride, start * IDLE)
         stride *= stride
