@@ -62,14 +62,15 @@ class Capacity:
         }
 
 
-def capacity(config: Mapping[str, Any], seeds: Sequence[int] = (0,)) -> Capacity:
-    """The capacity of the config's deployment, once per seed of the traffic, each to 2 %.
+def capacity(config: Mapping[str, Any], seeds: int = 1) -> Capacity:
+    """The capacity of the config's deployment, for that many seeds of the traffic from its own on, each to 2 %.
 
     All rates of one seed replay the same draws. ``workload.rate`` is what is sought, so it is ignored here
     and refused by the command line. Raises UnmeetableSLO where not one request keeps a limit when alone.
     """
     scenario = build(Scenario, config)
-    return search(scenario, {seed: scenario.workload.traffic(seed) for seed in seeds}, inf)
+    draws = range(scenario.seed, scenario.seed + seeds)
+    return search(scenario, {seed: scenario.workload.traffic(seed) for seed in draws}, inf)
 
 
 def search(scenario: Scenario, traffic: Mapping[int, Traffic], limit_s: float) -> Capacity:
