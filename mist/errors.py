@@ -34,7 +34,7 @@ class InputError(MistError):
         text = f"{self.field} = {self.value}: {self.why}" if self.field else f"{self.value}: {self.why}"
         if not self.choices:
             return text
-        close = get_close_matches(str(self.value), self.choices, n=1, cutoff=0.6)
+        close = get_close_matches(self.value, self.choices, n=1, cutoff=0.6) if isinstance(self.value, str) else []
         hint = f"; did you mean {close[0]}?" if close else ""
         return f"{text}{hint} (valid: {', '.join(self.choices)})"
 

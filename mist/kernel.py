@@ -62,3 +62,8 @@ class Kernel:
                 return
             self.events += 1
             call(*args)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no call is left to make."""
+        return not (self._facts or self._routes or self._decisions)

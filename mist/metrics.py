@@ -150,10 +150,9 @@ def within(slo: SLO) -> Callable[[Request], bool]:
 def doomed(slo: SLO, requests: Sequence[Request], cohort: int, now: float) -> bool:
     """Whether some percentile over ``cohort`` requests is missed already, whatever the rest will do."""
     for limit in slo:
-        allowed = (1 - limit.percentile / 100) * cohort
         metric = METRICS[limit.metric]
         late = sum(1 for r in requests if _surely_late(r, limit.metric, metric(r), limit.limit, now))
-        if late > allowed:
+        if 100 * late > (100 - limit.percentile) * cohort:  # exact: 1 - 0.9 is less than a tenth
             return True
     return False
 

@@ -177,7 +177,7 @@ def _result(scenario: Scenario, cluster: Cluster, requests: Sequence[Request], r
     verdict, reason = _verdict(window, checks)
     goodput = sum(r.output for r in in_slo) / length
     dollars = scenario.dollars_per_hour
-    notes = window_notes(slo, len(cohort), length, window.start, figures["e2e"])
+    notes = window_notes(slo, len(cohort), length, max(window.start, 0.0), figures["e2e"])
     if len(cohort) < window.cycle:
         notes.append("the run was stopped early")
     return Result(

@@ -37,11 +37,16 @@ class RooflineSteps:
     def __init__(self, efficiency: Roofline, replica: Replica) -> None:
         model, hardware, tp, engine = replica
         self._model, self._tp, self._engine, self._hardware = model, tp, engine, hardware
+        expert_dtype = model.expert_dtype or model.weight_dtype
         self._matmul = hardware.peak(model.weight_dtype) * efficiency.matmul_efficiency
-        self._wide_matmul = hardware.peak("bf16") * efficiency.matmul_efficiency
+        self._expert_matmul = hardware.peak(expert_dtype) * efficiency.matmul_efficiency
         self._memory = hardware.memory_bandwidth * efficiency.bandwidth_efficiency
         self._link = hardware.scale_up_bandwidth * efficiency.link_efficiency
         self._weight = BYTES_PER_ELEMENT[model.weight_dtype]
+        self._expert = BYTES_PER_ELEMENT[expert_dtype]
+        wide = self._weight >= ACTIVATION  # the head stays in 16 bits when the layers are quantised
+        self._head_weight = self._weight if wide else ACTIVATION
+        self._head_matmul = hardware.peak(model.weight_dtype if wide else "bf16") * efficiency.matmul_efficiency
         self._linear: dict[int, float] = {}
         self._head: dict[int, float] = {}
         self._attention_kinds = tuple(self._attention_kind(efficiency, *kind) for kind in _layer_kinds(model))
@@ -50,7 +55,11 @@ class RooflineSteps:
         model, tp, bandwidth = self._model, self._tp, self._memory
         key, value, kv = model.head_dim, model.head_dim, 2 * max(1, model.kv_heads // tp) * model.head_dim
         if model.kv_latent:  # absorbed MLA: every head reads the one latent (arXiv:2405.04434, section 2.1.2)
-            key = value = kv = model.kv_latent + model.rope_head_dim
+            key, value, kv = (
+                model.kv_latent + model.rope_head_dim,
+                model.kv_latent,
+                model.kv_latent + model.rope_head_dim,
+            )
         heads = model.heads / tp
         peak = self._hardware.peak("bf16") * efficiency.attention_efficiency
         return _Attention(
@@ -95,16 +104,15 @@ class RooflineSteps:
     def _count_linear(self, tokens: int) -> float:
         model, tp = self._model, self._tp
         dense = model.layers - model.sparse_layers
-        mlp = self._weights_time(tokens, tokens, model.dense_mlp_parameters / tp) if dense else 0.0
-        time = model.layers * self._weights_time(tokens, tokens, model.attention_parameters / tp) + dense * mlp
+        mlp = self._weights_time(tokens, model.dense_mlp_parameters / tp) if dense else 0.0
+        time = model.layers * self._weights_time(tokens, model.attention_parameters / tp) + dense * mlp
         if model.sparse_layers:
             # a token picks k of E at random: E (1 - (1 - k/E)^tokens) distinct experts are read
             miss = (1 - model.experts_per_token / model.experts) ** tokens
-            read = (model.experts * (1 - miss) + model.shared_experts) * model.expert_parameters / tp
-            run = (model.experts_per_token + model.shared_experts) * model.expert_parameters / tp
-            expert = model.expert_dtype or model.weight_dtype
-            matmul = self._matmul * self._hardware.peak(expert) / self._hardware.peak(model.weight_dtype)
-            time += model.sparse_layers * self._time(2 * tokens * run / matmul, read * BYTES_PER_ELEMENT[expert])
+            touched = model.experts * (1 - miss) * self._expert + model.shared_experts * self._weight
+            routed = model.experts_per_token / self._expert_matmul + model.shared_experts / self._matmul
+            each = model.expert_parameters / tp
+            time += model.sparse_layers * self._time(2 * tokens * each * routed, touched * each)
         width = (
             model.intermediate
             if dense
@@ -119,14 +127,14 @@ class RooflineSteps:
         if time is None:
             model = self._model
             weights = model.embedding_parameters / self._tp if model.kind == "decoder" else 0.0
-            ops = 2 * requests * weights / self._wide_matmul
-            time = self._time(ops, weights * ACTIVATION) + requests * self._engine.request_overhead
+            time = self._time(2 * requests * weights / self._head_matmul, weights * self._head_weight)
+            time += requests * self._engine.request_overhead
             self._head[requests] = time
         return time
 
-    def _weights_time(self, tokens: int, rows: int, weights: float) -> float:
-        """A layer's matrices with ``weights`` elements in all, over ``rows`` rows of activations."""
-        traffic = weights * self._weight + 2 * rows * self._model.hidden * ACTIVATION
+    def _weights_time(self, tokens: int, weights: float) -> float:
+        """A layer's matrices with ``weights`` elements in all, over ``tokens`` rows of activations."""
+        traffic = weights * self._weight + 2 * tokens * self._model.hidden * ACTIVATION
         return self._time(2 * tokens * weights / self._matmul, traffic)
 
     def _time(self, compute: float, traffic: float) -> float:
