@@ -47,7 +47,7 @@ def plain(value: object) -> Any:
 def target(path: str, name: object) -> type:
     """The class a ``_target_`` names."""
     module, _, attribute = str(name).rpartition(".")
-    if not module.startswith("mist"):
+    if not f"{module}.".startswith("mist."):
         raise InputError(f"{path}.{TARGET}", name, "only classes inside mist can be built")
     try:
         found = getattr(import_module(module), attribute)

@@ -41,7 +41,7 @@ class Window:
     Arrivals go on until the last request of the window has ended, for at most ``patience`` cycles more.
     """
 
-    warmup: float = 0.25
+    warmup: float = 0.05
     patience: float = 1.0
 
     def __post_init__(self) -> None:

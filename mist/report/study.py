@@ -208,7 +208,8 @@ def _table(rows: Sequence[Row], limits: Mapping[str, float], percentiles: tuple[
     table.add_column("\n\n$/h", justify="right", no_wrap=True)
     for i, row in enumerate(shown):
         cells = [Text(_place(i, rows)), *(Text(_cell(row.design.get(key, "-"))) for key in keys)]
-        cells += [_estimate(row.value, row.value_error, factor), _estimate(row.capacity, row.capacity_error)]
+        cells.append(_estimate(row.value, row.value_error if percentiles else None, factor))
+        cells.append(_estimate(row.capacity, row.capacity_error if len(percentiles) == 2 else None))
         cells += [
             _latency(row.metrics, limits, [f"{m}_{p}" for p in percentiles], u[0])
             for m, u in units.items()

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import secrets
+import socket
 import time
 import traceback
 from collections import deque
@@ -72,9 +73,10 @@ def named(path: str) -> Any:
 
 def judged(judge: str, config: dict[str, Any], traffic: Mapping[int, Traffic], limit_s: float) -> Report:
     """The record of ``judge``, or an error record; plain data either way. This is what a worker runs."""
+    judging = named(judge)  # outside: a worker without the judge is no failure of the design
     began = time.perf_counter()
     try:
-        record = json.loads(json.dumps(named(judge)(config, traffic, limit_s), allow_nan=False))
+        record = json.loads(json.dumps(judging(config, traffic, limit_s), allow_nan=False))
         answer = {"record": record, "error": None}
     except Exception as error:
         answer = {"record": None, "error": told(error)}
@@ -122,6 +124,7 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
+_TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 
 
 def connect(options: RayOptions) -> Any:
@@ -143,6 +146,7 @@ def connect(options: RayOptions) -> Any:
         store = int(options.object_store)
         ray.init("local", num_cpus=options.cpus, include_dashboard=False, object_store_memory=store, **quiet)
         return ray
+    _knock(options.address)
     package = str(Path(__file__).parents[1])
     try:  # the cluster computes with this driver's sources, whatever version it has installed
         ray.init(options.address, runtime_env={"py_modules": [package]}, **quiet)
@@ -150,6 +154,17 @@ def connect(options: RayOptions) -> Any:
         why = f"no Ray cluster answers there (if it has authentication, set RAY_AUTH_MODE=token): {error}"
         raise InputError("ray.address", options.address, why) from None
     return ray
+
+
+def _knock(address: str) -> None:
+    """Ray tries a dead address for more than a minute; this, five seconds."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # auto, or a name that only Ray knows how to read
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        raise InputError("ray.address", address, f"no Ray cluster answers there: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -168,6 +183,7 @@ class OnRay:
 
     def __init__(self, options: RayOptions, judge: str) -> None:
         self._retries = options.retries
+        self._token = {name: os.environ.get(name) for name in _TOKEN}
         self._ray = connect(options)
         cpus = int(self._ray.cluster_resources().get("CPU", 0))
         if cpus < 1:
@@ -224,9 +240,9 @@ class OnRay:
         if flight.overdue:
             message = f"still running {ran:.1f} s after it began (limit {job.limit_s:g} s): killed"
             why = {"type": "Timeout", "message": message, "traceback": ""}
-        elif not isinstance(error, infrastructure | errors.RayTaskError):
-            raise error  # Ray itself is broken, and every further design would be called a failure
-        elif isinstance(error, infrastructure) and job.attempt <= self._retries:
+        elif not isinstance(error, infrastructure):
+            raise error  # the workers' environment is broken, and every further design would be called a failure
+        elif job.attempt <= self._retries:
             self.submit(replace(job, attempt=job.attempt + 1))
             return
         else:
@@ -248,6 +264,11 @@ class OnRay:
         self._flying.clear()
         self._stored.clear()
         self._ray.shutdown()
+        for name, value in self._token.items():  # a private Ray's token opens no other cluster
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def hard_limit(limit_s: float) -> float:

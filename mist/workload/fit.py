@@ -1,4 +1,12 @@
-"""Tables of a recorded trace, for ``Empirical``: ``python -m mist.workload.fit TRACE --source TEXT > FILE.yaml``."""
+"""Tables of a recorded trace, for ``Empirical``: ``python -m mist.workload.fit TRACE --source TEXT > FILE.yaml``.
+
+How fine they must be was chosen on the Azure 2023 traces, by the largest rate at which a chunked-prefill
+engine keeps a P99 TTFT or TPOT limit with drawn traffic against replay. Conversation: with 24 segments the
+mean over six seeds not used for choosing misses by 1.6-3.2 %, single seeds by up to 10 % (6 segments: means up
+to 8 %); more segments or shares gain nothing. A profile finer than its default keeps the extremes of Poisson
+noise as if they were bursts (TPOT capacity 6 % low). Code, whose bursts are its load, needs 48 segments and a
+profile error of 10 (12 and 300: up to 30 % high); its means miss by 0-2 %, and by 8 % at the tightest TTFT.
+"""
 
 import argparse
 import sys
@@ -28,7 +36,7 @@ def fit(
     segments: int = 24,
     shares: int = 6,
     profile_error: float = 3000,
-    length_error: float = 0.003,
+    length_error: float = 0.002,
 ) -> Empirical:
     """The tables of one recorded cycle.
 
@@ -72,8 +80,8 @@ def _quantiles(sample: NDArray[np.generic], error: float, digits: int = 0) -> st
     """The sample's quantile function, thinned until each interval misses less than ``error`` of its mean."""
     ordered = np.sort(sample).astype(np.float64)
     n = len(ordered)
-    levels = np.concatenate(([0.0], (np.arange(n) + 0.5) / n, [1.0]))
-    values = np.concatenate((ordered[:1], ordered, ordered[-1:]))
+    levels = np.repeat(np.arange(n + 1) / n, 2)[1:-1]  # stairs: a lone longest answer keeps its length and its share
+    values = np.repeat(ordered, 2)
     kept = thin(levels, values, error * float(ordered.mean()))
     return " ".join(f"{_short(levels[i], 4)}:{_short(values[i], digits)}" for i in kept)
 
@@ -119,7 +127,7 @@ def main() -> int:
     parser.add_argument("--segments", type=int, default=24, help="length tables over the cycle")
     parser.add_argument("--shares", type=int, default=6, help="conditional output curves in each of them")
     parser.add_argument("--profile-error", type=float, default=3000.0, help="see mist.workload.fit.fit")
-    parser.add_argument("--length-error", type=float, default=0.003, help="see mist.workload.fit.fit")
+    parser.add_argument("--length-error", type=float, default=0.002, help="see mist.workload.fit.fit")
     given = parser.parse_args()
     try:
         trace = Trace(str(given.trace))

@@ -22,6 +22,7 @@ ARRIVAL = ("arrival", "arrival_time", "timestamp", "time")
 INPUT = ("input", "input_tokens", "input_length", "prompt_tokens", "contexttokens", "request tokens")
 OUTPUT = ("output", "output_tokens", "output_length", "completion_tokens", "generatedtokens", "response tokens")
 MILLISECONDS_BESIDE = "input_length"  # "timestamp" is in ms there (kvcache-ai/Mooncake, README)
+MOST_TOKENS = 2**31 - 1  # far beyond any context; what lies above is not a token count
 
 Row = tuple[str, Any, Any, Any]  # place, arrival, input, output
 
@@ -49,6 +50,7 @@ class Records:
             and np.isfinite(self.arrivals).all()
             and (np.diff(self.arrivals) >= 0).all()
             and min(self.inputs.min(), self.outputs.min()) >= 1
+            and max(self.inputs.max(), self.outputs.max()) <= MOST_TOKENS
         )
 
 
@@ -95,7 +97,10 @@ def _table(path: Path) -> Any:
 
 def columns(names: Iterable[str], place: str) -> tuple[str, str, str, float]:
     """The columns of arrival, input and output, and how many seconds a plain number in the first one is."""
+    names = list(names)
     by_name = {name.strip().lower(): name for name in names}
+    if len(by_name) < len(names):
+        raise TraceError(place, ", ".join(names), "two columns have the same name")
     found = []
     for what, spellings in (("arrival", ARRIVAL), ("input", INPUT), ("output", OUTPUT)):
         known = [name for name in spellings if name in by_name]
@@ -191,6 +196,8 @@ def _tokens(value: Any, what: str, place: str) -> int:
         tokens = int(value)
     except (TypeError, ValueError, OverflowError):
         raise TraceError(place, _clipped(value), f"the {what} must be a whole number of tokens") from None
+    if tokens > MOST_TOKENS:
+        raise TraceError(place, _clipped(value), f"no request has more than {MOST_TOKENS} {what} tokens")
     if tokens < 1:
         raise TraceError(place, value, f"every request needs at least one {what} token; drop the rows that failed")
     return tokens

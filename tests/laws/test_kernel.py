@@ -6,18 +6,24 @@ from math import nan
 import pytest
 
 from mist.errors import CausalityError
-from mist.kernel import DECIDE, FACT, ROUTE, Kernel
+from mist.kernel import Kernel
 
 
 def test_facts_come_before_routes_before_decisions_whatever_the_insertion_order():
-    events = [(time, rank) for time in (1.0, 2.0) for rank in (FACT, ROUTE, DECIDE) for _ in range(3)]
+    ranks = ("fact", "route", "decision")
+    events = [(time, rank) for time in (1.0, 2.0) for rank in ranks for _ in range(3)]
     for seed in range(50):
         kernel, made = Kernel(), []
+
+        def happen(event, kernel=kernel, made=made):
+            ask = {"fact": kernel.after, "route": kernel.route, "decision": kernel.decide}[event[1]]
+            ask(*((0.0,) if event[1] == "fact" else ()), made.append, event)
+
         for event in random.Random(seed).sample(events, len(events)):
-            kernel.at(event[0], made.append, event, rank=event[1])
+            kernel.at(event[0], happen, event)
         kernel.run()
-        assert made == sorted(events)
-        assert kernel.events == len(events)
+        assert made == sorted(events, key=lambda event: (event[0], ranks.index(event[1])))
+        assert kernel.events == 2 * len(events)
         assert kernel.idle
 
 
@@ -33,10 +39,10 @@ def test_a_decision_sees_facts_that_other_decisions_bring_about_at_the_same_inst
     kernel, made = Kernel(), []
 
     def decide() -> None:
-        kernel.choose(made.append, "decided")
+        kernel.decide(made.append, "decided")
         kernel.at(kernel.now, made.append, "fact")
 
-    kernel.at(1.0, decide, rank=DECIDE)
+    kernel.at(1.0, kernel.decide, decide)
     kernel.run()
     assert made == ["fact", "decided"]
 

@@ -300,6 +300,7 @@ def test_the_content_of_a_trace_is_the_hash_of_its_file_and_follows_it(tmp_path)
         ("a.csv", "arrival,input,output\n0,1,1\nnan,1,1\n", "a.csv:3", "nan", "seconds or a date"),
         ("a.csv", "arrival,input,output\n0,1,1\nsoon,1,1\n", "a.csv:3", "soon", "seconds or a date"),
         ("a.csv", AZURE_TEXT + "2023-11-16 18:15:40,1,1\n", "a.csv:5", "2023-11-16 18:15:40", "sort"),
+        ("a.csv", "time,input,input,output\n0,1,1,1\n", "a.csv", "time, input, input, output", "same name"),
         ("a.jsonl", "", "a.jsonl", "(nothing)", "no requests"),
         ("a.jsonl", '{"time": 0, "input": 1, "output": 1}\n{"time"', "a.jsonl:2", '{"time"', "JSON"),
         ("a.jsonl", '{"time": 0, "input": 1, "output": 0}\n', "a.jsonl:1", "0", "at least one output"),
@@ -307,6 +308,8 @@ def test_the_content_of_a_trace_is_the_hash_of_its_file_and_follows_it(tmp_path)
         ("a.jsonl", '{"time": 0, "input": 1e400, "output": 1}\n', "a.jsonl:1", "inf", "whole number"),
         ("a.jsonl", '{"time": null, "input": 1, "output": 1}\n', "a.jsonl:1", "None", "seconds or a date"),
         ("a.jsonl", "[1, 2]\n", "a.jsonl:1", "[1, 2]", "JSON object"),
+        ("a.csv", f"arrival,input,output\n0,{2**31},1\n", "a.csv:2", str(2**31), "no request has more"),
+        ("a.csv", f"arrival,input,output\n0,1,{10**30}\n", "a.csv:2", str(10**30), "no request has more"),
         ("a.parquet", "not parquet", "a.parquet", ".parquet", "cannot be read"),
         ("a.txt", "0 1 1", "workload.path", "a.txt", "no format"),
     ],
@@ -355,7 +358,7 @@ def test_drawn_traffic_has_the_moments_quantiles_and_dispersion_of_the_recording
             real, drawn = getattr(recorded, field), getattr(traffic, field)
             assert drawn.mean() == pytest.approx(real.mean(), rel=0.01)
             assert drawn.std() == pytest.approx(real.std(), rel=0.03)
-            for level, within in ((10, 0.08), (50, 0.08), (75, 0.08), (90, 0.08), (95, 0.08), (99, 0.08), (99.9, 0.15)):
+            for level, within in ((10, 0.08), (50, 0.08), (75, 0.08), (90, 0.08), (95, 0.08), (99, 0.08), (99.9, 0.08)):
                 assert np.percentile(drawn, level) == pytest.approx(np.percentile(real, level), rel=within, abs=5)
         assert spearman(traffic) == pytest.approx(spearman(recorded), abs=0.03)
         for window in (0.5, 2, 5, 20, 100, 300, 1000):

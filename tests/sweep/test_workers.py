@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import toy
 
-from mist.sweep.workers import Job, Serial
+from mist.errors import InputError
+from mist.sweep.question import RayOptions
+from mist.sweep.workers import Job, OnRay, Serial
 
 
 def job(number, limit_s=5.0, seeds=(0,), **changes):
@@ -78,3 +80,10 @@ def test_an_answer_that_is_not_plain_data_is_a_failure_not_a_lie(monkeypatch, an
     (told,) = outcomes(Serial("toy.judge"), job(0))
     assert told.record is None or told.record == {"value": 1.0}
     assert (told.error is None) == isinstance(answer, np.floating)
+
+
+def test_a_cluster_that_does_not_answer_is_refused_at_once():
+    began = time.monotonic()
+    with pytest.raises(InputError) as caught:
+        OnRay(RayOptions(address="127.0.0.1:9"), "toy.judge")
+    assert caught.value.field == "ray.address" and time.monotonic() - began < 6
