@@ -167,9 +167,10 @@ def unstable(arrivals: int, backlog_start: int, backlog_end: int) -> bool:
     """Whether the backlog grew by more than chance would have it.
 
     In a steady state it has no drift; 2 % of the arrivals and two standard deviations of a Poisson count of
-    them are allowed for.
+    them are allowed for, but never all of them.
     """
-    return backlog_end - backlog_start > 0.02 * arrivals + 2 * sqrt(arrivals)
+    growth = backlog_end - backlog_start
+    return growth > 0.02 * arrivals + 2 * sqrt(arrivals) or growth >= arrivals
 
 
 def window_notes(slo: SLO, cohort: int, length: float, warmup: float, e2e: Latency) -> list[str]:

@@ -23,6 +23,7 @@ LEAST = 300  # requests worth searching on
 SLOPE = 3.0  # d log(latency) / d log(rate) to begin with
 LEAP = log(2)  # furthest step up, in log(rate)
 IDLE = 1 / 4096  # of the first guess: a rate at which requests are alone
+FLOOD = 4096  # times the first guess: a rate at which they come all at once
 
 Probe = Callable[[float], Result]
 
@@ -191,6 +192,8 @@ def _largest(probe: Probe, start: float, precision: float) -> Result:
             return result
         if result.verdict == "ok":
             held.append(result)
+            if rate >= start * FLOOD:
+                return result  # too few requests to overload anything
         else:
             fails = rate
             if not held and rate <= start * IDLE:
