@@ -198,12 +198,12 @@ def _largest(probe: Probe, start: float, precision: float) -> Result:
             return result
         if result.verdict == "ok":
             held.append(result)
+            if rate >= start * FLOOD:
+                return result  # too few requests to overload anything
         else:
             fails = rate
             if not held and rate <= start * IDLE:
                 return result
-        if held and rate > start * FLOOD:
-            break  # too few requests to overload anything
         if held:
             rate = _between(held, fails, precision)
         else:
