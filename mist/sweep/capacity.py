@@ -9,11 +9,11 @@ from time import monotonic
 from typing import Any
 
 from mist.build import build
-from mist.errors import DeadlineExceeded, ImpossibleLayout, UnmeetableSLO
+from mist.errors import DeadlineExceeded, ImpossibleLayout, InputError, UnmeetableSLO, as_typed
 from mist.metrics import Result, doomed
 from mist.perf.base import StepShape
 from mist.request import Request
-from mist.simulate import Scenario, serve
+from mist.simulate import Scenario, refuse_unmeetable, serve
 from mist.workload.traffic import Traffic
 
 PRECISION = 1.02  # lowest rate known to fail over highest known to hold
@@ -74,6 +74,8 @@ def capacity(config: Mapping[str, Any], seeds: int = 1) -> Capacity:
     All rates of one seed replay the same draws. ``workload.rate`` is what is sought, so it is ignored here
     and refused by the command line. Raises UnmeetableSLO where not one request keeps a limit when alone.
     """
+    if seeds < 1:
+        raise InputError("seeds", seeds, "at least one seed is needed")
     scenario = build(Scenario, config)
     draws = range(scenario.seed, scenario.seed + seeds)
     return search(scenario, {seed: scenario.workload.traffic(seed) for seed in draws}, inf)
@@ -96,6 +98,7 @@ def search(scenario: Scenario, traffic: Mapping[int, Traffic], limit_s: float) -
             start = found.rate * 0.95 if found.verdict == "ok" else start  # a shorter cycle takes a little more
         results[seed] = _largest(probe, start, PRECISION)
         if results[seed].verdict == "infeasible":
+            refuse_unmeetable(scenario, draws, results[seed])
             return Capacity({seed: results[seed]}, probes)  # whatever arrives
     return Capacity(results, probes)
 
@@ -106,8 +109,8 @@ def judge(config: Mapping[str, Any], traffic: Mapping[int, Traffic], limit_s: fl
     An infeasible design is an answer: value 0, its constraints positive.
     """
     try:
-        scenario = build(Scenario, config)
-        found = search(scenario, traffic, limit_s)
+        with as_typed(config["pools"]):
+            found = search(build(Scenario, config), traffic, limit_s)
     except (ImpossibleLayout, UnmeetableSLO) as error:
         return {**_NOTHING, "reason": str(error), "constraints": {"fits": 1.0}}
     result = found.worst
@@ -229,7 +232,4 @@ def _slack(result: Result) -> float:
 
 def _no_capacity(alone: Result) -> Result:
     """What to say of a deployment that misses the SLO even when idle."""
-    if not alone.attainment and alone.slo:
-        name, check = max(alone.slo.items(), key=lambda item: item[1].observed / item[1].limit)
-        raise UnmeetableSLO(f"slo.{name}", f"{check.limit:g} s", "no request can meet it, even alone on the deployment")
     return Result(**{**alone.__dict__, "verdict": "infeasible", "reason": f"even when idle, {alone.reason}"})
