@@ -7,7 +7,7 @@ from math import ceil, inf
 import numpy as np
 import pytest
 
-from mist.metrics import METRICS, doomed, latency, percentile, unstable
+from mist.metrics import METRICS, doomed, percentile, unstable
 from mist.price import PriceList
 from mist.request import Request
 from mist.simulate import Scenario, Window, serve
