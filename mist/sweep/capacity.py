@@ -1,7 +1,7 @@
 """Capacity: the largest arrival rate at which every SLO percentile holds."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import exp, inf, log, sqrt
 from statistics import fmean
@@ -13,7 +13,7 @@ from mist.errors import DeadlineExceeded, ImpossibleLayout, InputError, Unmeetab
 from mist.metrics import Result, doomed
 from mist.perf.base import StepShape
 from mist.request import Request
-from mist.simulate import Scenario, refuse_unmeetable, serve
+from mist.simulate import Scenario, Stop, refuse_unmeetable, serve
 from mist.workload.traffic import Traffic
 
 PRECISION = 1.02  # lowest rate known to fail over highest known to hold
@@ -96,10 +96,14 @@ def search(scenario: Scenario, traffic: Mapping[int, Traffic], limit_s: float) -
         if len(draws) >= COARSE * LEAST:
             found = _largest(partial(probe, draws=draws.thinned(COARSE)), start, ROUGH)
             start = found.rate * 0.95 if found.verdict == "ok" else start  # a shorter cycle takes a little more
-        results[seed] = _largest(probe, start, PRECISION)
-        if results[seed].verdict == "infeasible":
-            refuse_unmeetable(scenario, draws, results[seed])
-            return Capacity({seed: results[seed]}, probes)  # whatever arrives
+        best = results[seed] = _largest(probe, start, PRECISION)
+        if best.verdict not in ("ok", "infeasible"):  # once more, to the end
+            alone = serve(scenario, draws, best.rate, _before(deadline, limit_s))
+            refuse_unmeetable(scenario, draws, alone)
+            reason = f"even when idle, {alone.reason}"
+            best = results[seed] = replace(alone, verdict="infeasible", reason=reason)
+        if best.verdict == "infeasible":
+            return Capacity({seed: best}, probes)  # whatever arrives
     return Capacity(results, probes)
 
 
@@ -151,15 +155,18 @@ def _constraints(result: Result) -> dict[str, float]:
     return {name: min(log(share), 1.0) if share > 0 else -1.0 for name, share in shares.items()}
 
 
-def _until_certain(
-    scenario: Scenario, cohort: int, deadline: float, limit_s: float
-) -> Callable[[Sequence[Request], float], bool]:
-    def stop(requests: Sequence[Request], now: float) -> bool:
+def _before(deadline: float, limit_s: float) -> Stop:
+    def stop(_requests: Sequence[Request], _now: float) -> bool:
         if monotonic() > deadline:
             raise DeadlineExceeded(f"no verdict after {limit_s:g} s")
-        return doomed(scenario.slo, requests, cohort, now)
+        return False
 
     return stop
+
+
+def _until_certain(scenario: Scenario, cohort: int, deadline: float, limit_s: float) -> Stop:
+    in_time = _before(deadline, limit_s)
+    return lambda requests, now: in_time(requests, now) or doomed(scenario.slo, requests, cohort, now)
 
 
 def guess(scenario: Scenario, traffic: Traffic) -> float:
@@ -185,7 +192,7 @@ def guess(scenario: Scenario, traffic: Traffic) -> float:
 def _largest(probe: Probe, start: float, precision: float) -> Result:
     """The Result at the largest rate that holds, within ``precision`` of one that does not.
 
-    Where no rate holds, the Result of requests served alone, its verdict turned to ``infeasible``.
+    Where no rate holds, the Result of requests served alone.
     """
     held: list[Result] = []  # by rising rate
     fails, rate, retreat = inf, start, 1.04
@@ -200,7 +207,9 @@ def _largest(probe: Probe, start: float, precision: float) -> Result:
         else:
             fails = rate
             if not held and rate <= start * IDLE:
-                return _no_capacity(result)
+                return result
+        if held and rate > start * FLOOD:
+            break  # too few requests to overload anything
         if held:
             rate = _between(held, fails, precision)
         else:
@@ -228,8 +237,3 @@ def _slack(result: Result) -> float:
     """log(limit / observed) of the tightest limit; enough for a stride of a quarter where there is none."""
     shares = [check.observed / check.limit for check in (result.slo or {}).values()]
     return -log(max(shares)) if shares and max(shares) > 0 else 0.25 * SLOPE
-
-
-def _no_capacity(alone: Result) -> Result:
-    """What to say of a deployment that misses the SLO even when idle."""
-    return Result(**{**alone.__dict__, "verdict": "infeasible", "reason": f"even when idle, {alone.reason}"})

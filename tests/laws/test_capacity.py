@@ -8,7 +8,7 @@ import pytest
 from mist.errors import DeadlineExceeded, UnmeetableSLO
 from mist.simulate import serve
 from mist.slo import SLO
-from mist.sweep.capacity import PRECISION, search
+from mist.sweep.capacity import COARSE, LEAST, PRECISION, search
 from mist.workload.traffic import Traffic
 
 
@@ -53,14 +53,23 @@ def test_the_capacity_holds_and_two_percent_more_does_not(name, case):
 def test_the_capacity_is_that_of_a_fine_scan(name, case):
     scenario, traffic = case(name)
     found = search(scenario, {0: traffic}, inf).rate
-    rates = found * 1.005 ** np.arange(-30, 31)
+    grid = 1.005
+    rates = found * grid ** np.arange(-30.5, 31)
     holds = [serve(scenario, traffic, rate).verdict == "ok" for rate in rates]
     first_failure = rates[holds.index(False)]
     last_success = rates[len(holds) - 1 - holds[::-1].index(True)]
     # Batches form anew at every rate, so verdicts may alternate near the edge; the answer lies within it.
-    # The scan itself is only so fine: half a percent.
-    assert first_failure / PRECISION / 1.005 <= found <= last_success * PRECISION
+    assert first_failure / (PRECISION * grid) <= found <= last_success * grid
     assert last_success / first_failure < 1.05
+
+
+def test_a_first_search_on_fewer_requests_does_not_change_the_question(make_pool, make_scenario, drawn):
+    traffic = drawn(n=COARSE * LEAST, answer=30.0).traffic(5)
+    scenario = make_scenario(make_pool(), slo=SLO(ttft_p99=0.6))
+    best = search(scenario, {0: traffic}, inf).results[0]
+    assert best.window.requests.arrived == COARSE * LEAST
+    assert serve(scenario, traffic, best.rate).verdict == "ok"
+    assert serve(scenario, traffic, best.rate * PRECISION).verdict != "ok"
 
 
 def test_a_design_that_fits_nowhere_is_an_answer(make_pool, make_scenario, drawn):
