@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mist.errors import Infeasible, InputError, MistError
+from mist.errors import Infeasible, InputError, MistError, as_typed
 
 ABOUT = "Which hardware, parallelism, batching and routing should serve this LLM pipeline?"
 EXIT_CODES = "exit codes: 0 done, 1 error, 2 bad input, 3 nothing feasible, 130 interrupted"
@@ -25,7 +25,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except InputError as error:
-        error.field = error.field.removeprefix("pools.")  # pools are addressed by name alone
         return _complain(error, 2)
     except Infeasible as error:
         return _complain(error, 3)
@@ -43,7 +42,8 @@ def simulate(arguments: argparse.Namespace) -> int:
     from mist.compose import compose
 
     config = compose(arguments.overrides)
-    result = import_module("mist.simulate").simulate(config)
+    with as_typed(config["pools"]):
+        result = import_module("mist.simulate").simulate(config)
     if requests:
         result.requests_frame().to_parquet(requests)
     return _answer(result, arguments.json, "simulation")
@@ -54,9 +54,18 @@ def capacity(arguments: argparse.Namespace) -> int:
         raise InputError("--seeds", arguments.seeds, "at least one seed is needed")
     from mist.compose import compose
 
-    config = compose(arguments.overrides)
-    answer = import_module("mist.sweep.capacity").capacity(config, arguments.seeds)
+    config = compose(_without_rate(arguments.overrides))
+    with as_typed(config["pools"]):
+        answer = import_module("mist.sweep.capacity").capacity(config, arguments.seeds)
     return _answer(answer, arguments.json, "capacity")
+
+
+def _without_rate(overrides: list[str]) -> list[str]:
+    for text in overrides:
+        address, _, value = text.partition("=")
+        if address.strip() == "workload.rate":
+            raise InputError("workload.rate", value, "has no effect: capacity is the rate that is sought")
+    return overrides
 
 
 def sweep(arguments: argparse.Namespace) -> int:
@@ -72,8 +81,10 @@ def resume(arguments: argparse.Namespace) -> int:
 
 
 def show(arguments: argparse.Namespace) -> int:
-    _print(import_module("mist.report.text").run(_run_directory(arguments.run_directory)))
-    return 0
+    if arguments.run_directory is None:
+        return int(import_module("mist.sweep.study").show_all(Path("results")))
+    run = _run_directory(arguments.run_directory)
+    return int(import_module("mist.sweep.study").show(run))
 
 
 def choices(arguments: argparse.Namespace) -> int:
@@ -154,10 +165,11 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     sub.add_argument("overrides", nargs="*", default=[], metavar="address=value", help=OVERRIDES)
     for name, does, about in (
         ("resume", resume, "finish a run that was interrupted"),
-        ("show", show, "the answer of a run, or how far it has come"),
+        ("show", show, "the answer of a run, or how far it has come; without RUN, all runs"),
     ):
         sub = command(name, does, about)
-        sub.add_argument("run_directory", metavar="RUN", help="results/<sweep>/<run>, or a sweep's name for its latest")
+        where = "results/<sweep>/<run>, or a sweep's name for its latest"
+        sub.add_argument("run_directory", nargs="?" if does is show else None, metavar="RUN", help=where)
     sub = command("list", choices, "what there is to choose from")
     sub.add_argument("group", nargs="?", metavar="GROUP", help="model, hardware, ..., sweeps")
     return parser, dict(commands.choices)

@@ -11,7 +11,8 @@ MistError
 └── CausalityError        a bug: something was asked to happen in the past
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -34,7 +35,9 @@ class InputError(MistError):
         text = f"{self.field} = {self.value}: {self.why}" if self.field else f"{self.value}: {self.why}"
         if not self.choices:
             return text
-        close = get_close_matches(self.value, self.choices, n=1, cutoff=0.6) if isinstance(self.value, str) else []
+        # of a misspelt option it is the name that is like a choice, and a number is no misspelling
+        words = [word for word in (self.value, self.field.rpartition(".")[2]) if isinstance(word, str)]
+        close = [match for word in words for match in get_close_matches(word, self.choices, n=1)]
         hint = f"; did you mean {close[0]}?" if close else ""
         return f"{text}{hint} (valid: {', '.join(self.choices)})"
 
@@ -68,3 +71,21 @@ class DeadlineExceeded(MistError):
 
 class CausalityError(MistError):
     """An event was scheduled before the present instant: a bug in MIST."""
+
+
+@contextmanager
+def as_typed(pools: Collection[str]) -> Iterator[None]:
+    """InputErrors raised inside name an address of the config as users type it.
+
+    Without ``pools.``, and without the pool's name where it is the only one of ``pools``.
+    """
+    try:
+        yield
+    except InputError as error:
+        parts = error.field.split(".")
+        if parts[0] == "pools" and len(parts) > 1:
+            parts = parts[1:]
+            if len(pools) == 1 and parts[0] in pools and len(parts) > 1:
+                parts = parts[1:]
+            error.field = ".".join(parts)
+        raise

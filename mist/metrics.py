@@ -132,12 +132,18 @@ def _json(value: Any) -> Any:
 
 
 def percentile(values: Sequence[float], q: float) -> float:
-    """The smallest value that at least q % of the values do not exceed; infinite values are fine."""
-    return float(np.percentile(np.asarray(values, dtype=float), q, method="inverted_cdf")) if len(values) else inf
+    """The smallest value that at least q % of the values do not exceed, 0 of none; infinite values are fine."""
+    return float(np.percentile(np.asarray(values, dtype=float), q, method="inverted_cdf")) if len(values) else 0.0
+
+
+def measured(metric: str, requests: Sequence[Request]) -> list[float]:
+    """The metric of each request that has it, infinite where it never came; a one-token answer has no TPOT."""
+    value = METRICS[metric]
+    return [value(r) for r in requests if metric != "tpot" or r.output > 1]
 
 
 def latency(values: Sequence[float]) -> Latency:
-    return Latency(float(np.mean(values)) if len(values) else inf, *(percentile(values, q) for q in PERCENTILES))
+    return Latency(float(np.mean(values)) if len(values) else 0.0, *(percentile(values, q) for q in PERCENTILES))
 
 
 def within(slo: SLO) -> Callable[[Request], bool]:

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from math import ceil
+from math import ceil, inf
 from typing import Any, NamedTuple
 
 from mist import __version__
 from mist.build import build
 from mist.cluster import Cluster, Pool, PoolSpec, check_pools
-from mist.errors import Infeasible, InputError
+from mist.errors import Infeasible, InputError, UnmeetableSLO
 from mist.kernel import Kernel
 from mist.metrics import (
     METRICS,
@@ -20,6 +20,7 @@ from mist.metrics import (
     Verdict,
     WindowReport,
     latency,
+    measured,
     percentile,
     unstable,
     window_notes,
@@ -28,10 +29,11 @@ from mist.metrics import (
 from mist.network import LinkSpec
 from mist.price import PriceList
 from mist.request import Request
-from mist.slo import SLO
+from mist.slo import SLO, Limit
 from mist.workload.traffic import Traffic, Workload
 
 LOOKS = 20  # at the run, per window
+ALONE = 1 / 4096  # of a rate that is too high: requests hardly ever meet
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,34 @@ def simulate(config: Mapping[str, Any]) -> Result:
     """Serve the config's workload with its deployment.
 
     Pure: the same config and version give the same Result to the last bit. Raises InputError for a config
-    that cannot be built; a design that does not fit is a Result with verdict ``infeasible``.
+    that cannot be built, UnmeetableSLO where no request keeps a limit even when served alone; a design that
+    does not fit is a Result with verdict ``infeasible``.
     """
     scenario = build(Scenario, config)
-    return serve(scenario, scenario.workload.traffic(scenario.seed), scenario.rate)
+    traffic = scenario.workload.traffic(scenario.seed)
+    result = serve(scenario, traffic, scenario.rate)
+    refuse_unmeetable(scenario, traffic, result)
+    return result
+
+
+def refuse_unmeetable(scenario: Scenario, traffic: Traffic, result: Result) -> None:
+    """UnmeetableSLO where no request of ``result`` keeps some limit, and none does when served alone either."""
+    if not result.requests or _unmet(scenario.slo, result.requests) is None:
+        return
+    alone = serve(scenario, traffic, result.rate * ALONE, lambda seen, _now: _unmet(scenario.slo, seen) is None)
+    limit = _unmet(scenario.slo, alone.requests)
+    if limit is not None:
+        fastest = min(measured(limit.metric, alone.requests), default=inf)
+        why = f"no request can meet it, even alone on the deployment: the fastest takes {fastest:.3g} s"
+        raise UnmeetableSLO(f"slo.{limit.name}", f"{limit.limit:g} s", why)
+
+
+def _unmet(slo: SLO, requests: Sequence[Request]) -> Limit | None:
+    """A limit that none of these requests keeps."""
+    for limit in slo:
+        if not any(value <= limit.limit for value in measured(limit.metric, requests)):
+            return limit
+    return None
 
 
 def never(_requests: Sequence[Request], _now: float) -> bool:
@@ -164,7 +190,7 @@ class _Window(NamedTuple):
 def _result(scenario: Scenario, cluster: Cluster, requests: Sequence[Request], rate: float, window: _Window) -> Result:
     slo, kernel = scenario.slo, cluster.kernel
     cohort = requests[window.warm : window.warm + window.cycle]
-    values = {name: [metric(r) for r in cohort] for name, metric in METRICS.items()}
+    values = {name: measured(name, cohort) for name in METRICS}
     figures = {name: latency(column) for name, column in values.items()}
     checks = {}
     for limit in slo:

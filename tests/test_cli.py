@@ -38,12 +38,12 @@ class Stage:
         self._monkeypatch = monkeypatch
         self._play("mist.simulate", simulate=lambda config: self._answer("simulate", config))
         self._play("mist.sweep.capacity", capacity=lambda config, seeds: self._answer("capacity", config, seeds))
-        self._play("mist.sweep.study", run=self._exit("run"), resume=self._exit("resume"))
+        shows = {"show": self._exit("show"), "show_all": self._exit("show_all")}
+        self._play("mist.sweep.study", run=self._exit("run"), resume=self._exit("resume"), **shows)
         self._play(
             "mist.report.text",
             simulation=lambda result: f"simulated {sorted(result.facts)}",
             capacity=lambda answer: f"capacity {sorted(answer.facts)}",
-            run=lambda path: f"run {path.name}",
         )
 
     def _play(self, name: str, **functions: Any) -> None:
@@ -134,8 +134,8 @@ def test_a_run_is_found_by_path_by_name_and_by_sweep(
     for name in (str(run), f"mine/{run.name}", "mine", "results/mine"):
         assert main(["resume", name]) == 0
         assert main(["show", name]) == 0
-    assert stage.calls == [("resume", run)] * 4
-    assert capsys.readouterr().out == f"run {run.name}\n" * 4
+    assert stage.calls == [("resume", run), ("show", run)] * 4
+    assert main(["show"]) == 0 and stage.calls[-1] == ("show_all", Path("results"))
     assert main(["resume", "yours"]) == 2
     assert complaint(capsys) == f"yours: no run is kept there (valid: results/mine/{run.name})"
 

@@ -1,51 +1,31 @@
-"""A study on the terminal: live progress, then the ranked answer."""
+"""The answer of a study on the terminal: ranked designs, or why there is none."""
 
+import re
 import shlex
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.console import Console, Group, JustifyMethod
-from rich.live import Live
-from rich.progress_bar import ProgressBar
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from mist.report.progress import clock, scale, settings
+
 ROWS = 10  # of the ranked table
-_LINES = 20  # progress lines where there is no terminal
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a study is; ``at_start`` of ``done`` were there when this driver began."""
-
-    phase: str
-    done: int
-    total: int
-    at_start: int
-    feasible: int
-    infeasible: int
-    failed: int
-    repeats: int
-    flying: int
-    elapsed_s: float
-    best_value: float | None
-    best_design: Mapping[str, object]
-
-    @property
-    def left_s(self) -> float | None:
-        """Seconds to go, at the pace so far."""
-        here = self.done - self.at_start
-        return self.elapsed_s / here * (self.total - self.done) if here > 0 else None
+_OBSERVED = re.compile(
+    r"\d[\d.e+-]* s(?= > )|(?<=takes )\d[\d.e+-]* s"
+)  # what one design did, in a reason that many share
 
 
 class Row(Protocol):
     """One ranked design (``mist.sweep.ranking.Ranked``)."""
 
+    @property
+    def rung(self) -> str: ...
     @property
     def design(self) -> Mapping[str, object]: ...
     @property
@@ -64,120 +44,98 @@ class Row(Protocol):
     def tied(self) -> bool: ...
 
 
-class Watch:
-    """Shows a study while it runs: a live panel on a terminal, a line now and then elsewhere."""
+@dataclass(frozen=True)
+class Answer:
+    """What a run has found out, ``lines`` being those of its ``trials.jsonl``.
 
-    def __init__(self, name: str, question: str, run: Path, console: Console | None = None) -> None:
-        self.name, self.question, self.run = name, question, run
-        self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-        self.began = time.monotonic()
-        self._live: Live | None = None
-        self._shown_at = 0.0
-        self._told: tuple[str, int] = ("", -1)
+    ``limits`` are seconds by name (``ttft_p99``), ``commands`` replay the best, ``screen`` holds while searching only.
+    ``wall_s``: of the driver that has just finished; ``unfinished``: the command that goes on, if the run is not done.
+    """
 
-    def start(self, hands: str, address: str | None) -> None:
-        where = "in this process" if hands == "serial" else f"on Ray at {address}" if address else "on a private Ray"
-        self.console.print(Text.assemble((self.name, "bold"), f"  {self.question}"))
-        self.console.print(Text(f"{where}, into {self.run}", style="dim"))
-
-    def show(self, progress: Callable[[], Progress], *, last: bool = False) -> None:
-        """Called as often as one likes; looks at the progress a few times a second, and when a phase ends."""
-        now = time.monotonic()
-        if now - self._shown_at < 0.2 and not last:
-            return
-        self._shown_at = now
-        if not self.console.is_terminal:
-            self._tell(progress())
-            return
-        if self._live is None:
-            self._live = Live(console=self.console, auto_refresh=False, transient=True)
-            self._live.start()
-        self._live.update(panel(progress()), refresh=True)
-
-    def _tell(self, progress: Progress) -> None:
-        part = progress.done * _LINES // max(1, progress.total)
-        if (progress.phase, part) != self._told and progress.done > progress.at_start:
-            self._told = progress.phase, part
-            self.console.print(" | ".join(text.plain for text in sentences(progress)), soft_wrap=True)
-
-    def stop(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-    def interrupted(self, judged: int, budget: int, command: str) -> None:
-        self.stop()
-        self.console.print(f"Stopped; {judged} of {budget} designs are judged and kept. Go on with:")
-        self.console.print(Text(f"  {command}", style="bold"), soft_wrap=True)
+    run: Path
+    rows: Sequence[Row]
+    lines: Sequence[Mapping[str, Any]]
+    limits: Mapping[str, float]
+    commands: Mapping[str, str]
+    screen: Mapping[str, Any]
+    wall_s: float | None = None
+    unfinished: str | None = None
 
 
-def panel(progress: Progress) -> Group:
-    """The live display."""
-    bar = Table.grid(padding=(0, 1))
-    style = "green" if progress.phase == "confirming" else "cyan"
-    head, *rest = sentences(progress)
-    bar.add_row(
-        ProgressBar(progress.total, progress.done, width=24, complete_style=style), head, Text("  ").join(rest[:-1])
-    )
-    return Group(bar, rest[-1])
+def console() -> Console:
+    """Where answers are printed: as wide as the terminal, or roomy where there is none."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
-def sentences(progress: Progress) -> list[Text]:
-    """What is done, how it goes, how long it takes, what is best."""
-    what = "designs" if progress.phase == "judging" else "confirmations of the leaders"
-    judged = progress.feasible + progress.infeasible + progress.failed
-    share = f"feasible {100 * progress.feasible / judged:.0f} %" if judged else "feasible -"
-    left = progress.left_s
-    texts = [Text(f"{progress.done}/{progress.total} {what}", style="bold"), Text(share)]
-    texts.append(Text(f"failed {progress.failed}", style="red" if progress.failed else ""))
-    if progress.repeats:
-        texts.append(Text(f"repeats {progress.repeats}"))
-    texts.append(Text(f"{clock(progress.elapsed_s)} gone, {'-:--' if left is None else clock(left)} left", style="dim"))
-    best = Text("best so far: none feasible yet", style="dim")
-    if progress.best_value is not None:
-        best = Text.assemble("best so far: ", (f"{amount(progress.best_value)} tokens/$", "bold green"))
-        best.append(f"  {in_short(progress.best_design)}")
-    return [*texts, best]
-
-
-def print_answer(
-    watch: Watch,
-    rows: Sequence[Row],
-    limits: Mapping[str, float],
-    lines: Sequence[Mapping[str, Any]],
-    commands: Mapping[str, str],
-) -> None:
+def print_answer(answer: Answer, to: Console) -> None:
     """The ranked table, what it rests on, and how to replay the best; or why there is none."""
-    watch.stop()
-    console = watch.console
-    console.print()
-    if rows:
-        console.print(ranked_table(rows, limits, console))
-        for note in notes(rows):
-            console.print(Text(note, style="dim"))
-    else:
-        console.print(Text("No design is feasible.", style="bold red"))
-        reasons = Counter(line["record"]["reason"] for line in lines if line["state"] == "infeasible")
-        for reason, count in reasons.most_common(5):
-            console.print(f"  {count} x {reason}", soft_wrap=True)
-    for line in _distinct([line for line in lines if line["state"] == "failed"])[:3]:
-        told = (
-            f"{line['error']['type']}: {line['error']['message'].splitlines()[0] if line['error']['message'] else ''}"
-        )
-        console.print(Text(f"failed  {told}", style="red"), soft_wrap=True)
-        console.print(Text(f"        mist capacity {shlex.join(line['overrides'])}", style="dim"), soft_wrap=True)
-    console.print()
-    counts = Counter(line["state"] for line in lines)
-    judged = counts["ok"] + counts["infeasible"] + counts["failed"]
-    console.print(
-        f"{judged} designs judged: {counts['ok']} feasible, {counts['infeasible']} infeasible, "
-        f"{counts['failed']} failed; "
-        f"{counts['repeat']} repeats answered from memory; {clock(time.monotonic() - watch.began)} of wall time"
-    )
-    for name, command in commands.items():
+    to.print()
+    if answer.rows:
+        to.print(ranked_table(answer.rows, answer.limits, to))
+        for note in notes(answer.rows, answer.screen):
+            to.print(Text(note, style="dim"), soft_wrap=True)
+    elif not answer.unfinished:
+        to.print(Text("No design is feasible.", style="bold red"))
+    refuted = [line for line in answer.lines if line["rung"] == "confirm" and line["state"] == "infeasible"]
+    for text in reasons(refuted):
+        to.print(Text(f"  at full fidelity {text}", style="red"), soft_wrap=True)
+    if not answer.rows:
+        searched = [line for line in answer.lines if line["rung"] != "confirm" and line["state"] == "infeasible"]
+        for text in reasons(searched):
+            to.print(Text(f"  {text}"), soft_wrap=True)
+    _print_failures(answer.lines, to)
+    to.print()
+    to.print(_counted(answer), soft_wrap=True)
+    for name, command in answer.commands.items():
         label = {"capacity": "judge the best again", "simulate": "simulate it at capacity"}.get(name, name)
-        console.print(Text.assemble((f"{label}:", "dim"), f"\n  {command}"), soft_wrap=True)
-    console.print(Text.assemble(("results: ", "dim"), str(watch.run)), soft_wrap=True)
+        to.print(Text.assemble((f"{label}:", "dim"), f"\n  {command}"), soft_wrap=True)
+    to.print(Text.assemble(("results: ", "dim"), str(answer.run)), soft_wrap=True)
+    if answer.unfinished:
+        to.print(Text.assemble(("not finished; go on with: ", "yellow"), answer.unfinished), soft_wrap=True)
+
+
+def reasons(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Why designs are infeasible, ``41 x even when idle, ttft_p99 0.5 to 1.2 s > 0.45 s``, the most frequent first.
+
+    Reasons that differ only in what was observed are one.
+    """
+    told: dict[str, list[list[str]]] = defaultdict(list)
+    for line in lines:
+        reason = line["record"]["reason"]
+        told[_OBSERVED.sub("{}", reason)].append(_OBSERVED.findall(reason))
+    for form, observed in sorted(told.items(), key=lambda item: -len(item[1])):
+        spans = [sorted(column, key=_seconds) for column in zip(*observed, strict=True)]
+        words = [span[0] if span[0] == span[-1] else f"{span[0][:-2]} to {span[-1]}" for span in spans]
+        parts = form.split("{}")
+        yield f"{len(observed)} x " + "".join(a + b for a, b in zip(parts, [*words, ""], strict=True))
+
+
+def _seconds(text: str) -> float:
+    return float(text.removesuffix(" s"))
+
+
+def _print_failures(lines: Sequence[Mapping[str, Any]], to: Console) -> None:
+    first: dict[tuple[str, str], Mapping[str, Any]] = {}
+    count: Counter[tuple[str, str]] = Counter()
+    for line in lines:
+        if line["state"] == "failed":
+            kind = line["error"]["type"], (line["error"]["message"].splitlines() or [""])[0]
+            first.setdefault(kind, line)
+            count[kind] += 1
+    for kind, times in count.most_common(3):
+        to.print(Text(f"failed  {times} x {kind[0]}: {kind[1]}", style="red"), soft_wrap=True)
+        to.print(Text(f"        mist capacity {shlex.join(first[kind]['overrides'])}", style="dim"), soft_wrap=True)
+
+
+def _counted(answer: Answer) -> str:
+    lines = answer.lines
+    states = Counter(line["state"] for line in lines if line["rung"] != "confirm")
+    again = [line for line in lines if line["rung"] == "confirm"]
+    judged = states["ok"] + states["infeasible"] + states["failed"]
+    text = f"{judged} designs judged: {states['ok']} feasible, {states['infeasible']} infeasible, "
+    text += f"{states['failed']} failed; {len(again)} trials of confirmation; "
+    text += f"{states['repeat']} repeats answered from memory"
+    return text if answer.wall_s is None else f"{text}; {clock(answer.wall_s)} of wall time"
 
 
 def ranked_table(rows: Sequence[Row], limits: Mapping[str, float], console: Console) -> Table:
@@ -193,7 +151,7 @@ def _table(rows: Sequence[Row], limits: Mapping[str, float], percentiles: tuple[
     shown = rows[:ROWS]
     keys = list(dict.fromkeys(key for row in shown for key in row.design))
     keys = [key for key in keys if len({row.design.get(key) for row in shown}) > 1] or keys
-    factor, prefix = _scale(rows[0].value)
+    factor, prefix = scale(rows[0].value)
     table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
     _columns(table, keys, shown)
     for header in (f"{prefix} tokens\nper $".strip(), "capacity\nreq/s"):
@@ -216,8 +174,8 @@ def _table(rows: Sequence[Row], limits: Mapping[str, float], percentiles: tuple[
             if percentiles
         ]
         cells.append(Text(f"{row.metrics['dollars_per_hour']:,.2f}" if "dollars_per_hour" in row.metrics else "-"))
-        once = row.value_error is None and rows[0].value_error is not None
-        table.add_row(*cells, style="bold" if i == 0 else "dim" if once else "")
+        once = row.rung != rows[0].rung or row.rung == "screen"
+        table.add_row(*cells, style="dim" if once else "bold" if i == 0 else "")
     return table
 
 
@@ -234,16 +192,20 @@ def _columns(table: Table, keys: Sequence[str], shown: Sequence[Row]) -> None:
 
 
 def _place(i: int, rows: Sequence[Row]) -> str:
+    if rows[i].rung == "screen":
+        return "screened"
     return "=1" if rows[i].tied or (i == 0 and any(row.tied for row in rows)) else str(i + 1)
 
 
-def notes(rows: Sequence[Row]) -> list[str]:
+def notes(rows: Sequence[Row], screen: Mapping[str, Any]) -> list[str]:
     """What the numbers in the table are."""
-    confirmed = [row for row in rows if row.value_error is not None]
+    confirmed = [row for row in rows if row.rung == "confirm"]
     told = []
     if confirmed:
         seeds = max(len(row.seeds) for row in confirmed)
         told.append(f"± is a 95 % confidence interval over {seeds} fresh seeds; rows without it were judged once.")
+    if any(row.rung == "screen" for row in rows):
+        told.append(f"screened: searched with {settings(screen)} and not confirmed; not to be compared with the rest.")
     if any(row.tied for row in rows):
         told.append("=1: seed by seed, the difference to the best is within its 95 % interval: a tie.")
     if len(rows) > ROWS:
@@ -281,28 +243,3 @@ def _cell(value: object) -> str:
     return (
         f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000 else str(value)
     )
-
-
-def in_short(design: Mapping[str, object]) -> str:
-    """``h100 tp=2 token_budget=1024``: names alone, numbers with the last word of their key."""
-    words = []
-    for key, value in design.items():
-        words.append(str(value) if isinstance(value, str) else f"{key.rpartition('.')[2]}={value}")
-    return " ".join(words)
-
-
-def _scale(value: float) -> tuple[float, str]:
-    return next(((f, s) for f, s in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if abs(value) >= 0.9995 * f), (1.0, ""))
-
-
-def amount(value: float) -> str:
-    """``4.81 M``: three digits that one can compare at a glance."""
-    factor, prefix = _scale(value)
-    return f"{value / factor:.{max(0, 3 - len(str(int(abs(value / factor)))))}f} {prefix}".strip()
-
-
-def clock(seconds: float) -> str:
-    """``1:05`` or ``1:02:03``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -9,11 +9,11 @@ from time import monotonic
 from typing import Any
 
 from mist.build import build
-from mist.errors import DeadlineExceeded, ImpossibleLayout, UnmeetableSLO
-from mist.metrics import METRICS, Result, doomed
+from mist.errors import DeadlineExceeded, ImpossibleLayout, InputError, UnmeetableSLO, as_typed
+from mist.metrics import Result, doomed
 from mist.perf.base import StepShape
 from mist.request import Request
-from mist.simulate import Scenario, Stop, serve
+from mist.simulate import Scenario, Stop, refuse_unmeetable, serve
 from mist.workload.traffic import Traffic
 
 PRECISION = 1.02  # lowest rate known to fail over highest known to hold
@@ -74,6 +74,8 @@ def capacity(config: Mapping[str, Any], seeds: int = 1) -> Capacity:
     All rates of one seed replay the same draws. ``workload.rate`` is what is sought, so it is ignored here
     and refused by the command line. Raises UnmeetableSLO where not one request keeps a limit when alone.
     """
+    if seeds < 1:
+        raise InputError("seeds", seeds, "at least one seed is needed")
     scenario = build(Scenario, config)
     draws = range(scenario.seed, scenario.seed + seeds)
     return search(scenario, {seed: scenario.workload.traffic(seed) for seed in draws}, inf)
@@ -96,8 +98,10 @@ def search(scenario: Scenario, traffic: Mapping[int, Traffic], limit_s: float) -
             start = found.rate * 0.95 if found.verdict == "ok" else start  # a shorter cycle takes a little more
         best = results[seed] = _largest(probe, start, PRECISION)
         if best.verdict not in ("ok", "infeasible"):  # once more, to the end
-            in_time = _before(deadline, limit_s)
-            best = results[seed] = _no_capacity(scenario, serve(scenario, draws, best.rate, in_time))
+            alone = serve(scenario, draws, best.rate, _before(deadline, limit_s))
+            refuse_unmeetable(scenario, draws, alone)
+            reason = f"even when idle, {alone.reason}"
+            best = results[seed] = replace(alone, verdict="infeasible", reason=reason)
         if best.verdict == "infeasible":
             return Capacity({seed: best}, probes)  # whatever arrives
     return Capacity(results, probes)
@@ -109,8 +113,8 @@ def judge(config: Mapping[str, Any], traffic: Mapping[int, Traffic], limit_s: fl
     An infeasible design is an answer: value 0, its constraints positive.
     """
     try:
-        scenario = build(Scenario, config)
-        found = search(scenario, traffic, limit_s)
+        with as_typed(config["pools"]):
+            found = search(build(Scenario, config), traffic, limit_s)
     except (ImpossibleLayout, UnmeetableSLO) as error:
         return {**_NOTHING, "reason": str(error), "constraints": {"fits": 1.0}}
     result = found.worst
@@ -231,13 +235,3 @@ def _slack(result: Result) -> float:
     """log(limit / observed) of the tightest limit; enough for a stride of a quarter where there is none."""
     shares = [check.observed / check.limit for check in (result.slo or {}).values()]
     return -log(max(shares)) if shares and max(shares) > 0 else 0.25 * SLOPE
-
-
-def _no_capacity(scenario: Scenario, alone: Result) -> Result:
-    """What to say of a deployment that misses the SLO even when idle; UnmeetableSLO if no request keeps a limit."""
-    for limit in scenario.slo:
-        values = map(METRICS[limit.metric], alone.requests)
-        if min(filter(None, values), default=0.0) > limit.limit:  # a one-token answer has no TPOT
-            why = "no request can meet it, even alone on the deployment"
-            raise UnmeetableSLO(f"slo.{limit.name}", f"{limit.limit:g} s", why)
-    return replace(alone, verdict="infeasible", reason=f"even when idle, {alone.reason}")

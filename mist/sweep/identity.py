@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 import mist
-from mist.errors import StaleRun
+from mist.build import build, plain
+from mist.errors import StaleRun, as_typed
+from mist.simulate import Scenario
 
 
 def digest(value: object) -> str:
@@ -34,9 +36,19 @@ def code() -> Mapping[str, str]:
     return {"mist": release, "mist sources": sources.hexdigest(), "numpy": np.__version__}
 
 
-def design_identity(config: Mapping[str, Any], content: str) -> str:
-    """Of one design: its composed config, the content hash of its workload's file, and the code."""
-    return digest({"config": config, "content": content, "code": dict(code())})
+def canonical(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain data of what ``config`` builds: SI numbers, every default spelt out, so that 1 s and 1000 ms are one.
+
+    Raises InputError, the address as users type it, where it cannot be built.
+    """
+    with as_typed(config["pools"]):
+        data: dict[str, Any] = plain(build(Scenario, config))
+    return data
+
+
+def design_identity(built: Mapping[str, Any], content: str) -> str:
+    """Of one design: what it is in canonical form, the content hash of its workload's file, and the code."""
+    return digest({"design": built, "content": content, "code": dict(code())})
 
 
 def refuse_changes(recorded: Mapping[str, str], present: Mapping[str, str]) -> None:

@@ -47,7 +47,10 @@ class Search:
 
 @dataclass(frozen=True)
 class Confirm:
-    """The ``leaders`` best designs are judged again, each over ``seeds`` fresh seeds; 0 leaders is no confirmation."""
+    """The ``leaders`` best designs are judged again at full fidelity, each over ``seeds`` fresh seeds.
+
+    0 leaders is no confirmation. Where a leader turns out infeasible, the next best takes its place.
+    """
 
     leaders: int = 5
     seeds: int = 3
@@ -86,12 +89,15 @@ class Sweep:
 
     ``base`` are overrides every design shares; ``space`` maps override keys to sets of values and ``when`` some of
     them to a condition (grammar in ``mist.sweep.space``); ``seeds`` is how many traffic seeds judge a design.
+    ``screen`` are overrides that hold only while searching, to judge faster and less exactly; the leaders are then
+    confirmed without them.
     """
 
     question: str
     space: Mapping[str, str]
     base: Mapping[str, Any] = field(default_factory=dict)
     when: Mapping[str, str] = field(default_factory=dict)
+    screen: Mapping[str, Any] = field(default_factory=dict)
     objective: Literal["tokens_per_dollar"] = "tokens_per_dollar"
     budget: Budget = field(default_factory=Budget)
     seeds: int = 1
@@ -106,14 +112,27 @@ class Sweep:
             raise InputError("seeds", self.seeds, "must be at least 1")
         if not self.timeout > 0:
             raise InputError("timeout", self.timeout, "must be positive")
-        for key, value in self.base.items():
-            if not isinstance(value, str | int | float | bool | None):
-                raise InputError(f"base.{key}", value, "an override is one value; write a.b: value for a nested one")
+        self._check_overrides()
         size = self.designs.size
         if self.search.sampler == "grid" and (size is None or size > self.budget.designs):
             count = "uncountably many" if size is None else f"{size:,}"
             why = f"a grid judges every design and the space has {count}; raise budget.designs or sample"
             raise InputError("search.sampler", "grid", why, ("tpe", "nsga2", "qmc", "random"))
+
+    def _check_overrides(self) -> None:
+        for name, given in (("base", self.base), ("space", self.space), ("screen", self.screen)):
+            for key, value in given.items():
+                if not isinstance(value, str | int | float | bool | None):
+                    why = "an override is one value; write a.b: value for a nested one"
+                    raise InputError(f"{name}.{key}", value, why)
+                if key in _SET_HERE:
+                    raise InputError(f"{name}.{key}", value, _SET_HERE[key])
+        for key in self.screen:
+            if key in self.space:
+                why = "is in the space, and what is varied cannot be fixed while searching"
+                raise InputError(f"screen.{key}", self.screen[key], why)
+        if self.screen and self.confirm.leaders == 0:
+            raise InputError("confirm.leaders", 0, "a screened search is no answer until its leaders are confirmed")
 
     @cached_property
     def designs(self) -> Space:
@@ -134,11 +153,25 @@ class Sweep:
         """None of the study's own: a leader was chosen because it did well on those."""
         return tuple(range(self.seeds, self.seeds + self.confirm.seeds))
 
+    @property
+    def search_rung(self) -> Literal["screen", "search"]:
+        """What the first rung of the ladder is called: a screen, or a search at full fidelity."""
+        return "screen" if self.screen else "search"
+
     def overrides(self, design: Design) -> list[str]:
         """The whole deployment of a design as ``key=value`` overrides, base first."""
         return [override(key, value) for key, value in {**self.base, **design}.items()]
 
+    def search_overrides(self, design: Design) -> list[str]:
+        """As ``overrides``, with those that hold only while searching."""
+        return [override(key, value) for key, value in {**self.base, **self.screen, **design}.items()]
 
+
+# options of a deployment that a sweep decides
+_SET_HERE = {
+    "workload.rate": "has no effect: a sweep seeks the largest rate itself",
+    "seed": "has no effect: the seeds of the traffic are the sweep's own (seeds, confirm.seeds)",
+}
 _OWN = tuple(f.name for f in fields(Sweep))
 _QUOTED = frozenset(",={}[]()'\"\\:#")
 
@@ -159,7 +192,7 @@ def read(name: str, overrides: Sequence[str] = ()) -> tuple[str, dict[str, Any]]
 
     ``name`` is a file, or a name in the user's ``./sweeps``, or one of the sweeps that come with MIST. An override
     of one of the sweep's own fields (``budget.designs=100``, ``space.tp=choice(1, 2)``) changes it; any other is a
-    base override, and fixes its key if that key is in the space.
+    base override: it fixes its key if that key is in the space, and holds in the screen too.
     """
     path = _find(name)
     try:
@@ -185,6 +218,9 @@ def _lay(data: dict[str, Any], key: str, value: Value) -> None:
     first, _, rest = key.partition(".")
     if first not in _OWN:
         data["base"] = {**(data.get("base") or {}), key: value}
+        screen = data.get("screen")
+        if isinstance(screen, dict):
+            data["screen"] = {k: v for k, v in screen.items() if k != key and not k.startswith(f"{key}.")}
     elif not rest:
         data[key] = value
     else:

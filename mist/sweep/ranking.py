@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from mist.sweep.identity import digest
 from mist.sweep.space import Design
 
 # Student's t, two-sided 95 %, by degrees of freedom (NIST/SEMATECH e-Handbook, table 1.3.6.7.2)
@@ -17,11 +18,12 @@ class Ranked:
     """One design in the final order.
 
     ``value`` is tokens per dollar, ``capacity`` requests per second, ``metrics`` the judge's: all means over
-    ``seeds`` (one record of the study where the design was not confirmed). ``value_error`` and ``capacity_error``
-    are half-widths of 95 % confidence intervals, None without a confirmation. ``tied``: over the seeds that both were
-    confirmed on, the 95 % interval of its difference to the best includes zero.
+    ``seeds``, on the highest ``rung`` it reached. ``value_error`` and ``capacity_error`` are half-widths of 95 %
+    confidence intervals, None below the rung ``confirm``. ``tied``: over the seeds that both were confirmed on, the
+    95 % interval of its difference to the best includes zero.
     """
 
+    rung: str
     design: Design
     overrides: tuple[str, ...]
     value: float
@@ -30,6 +32,7 @@ class Ranked:
     capacity_error: float | None
     metrics: Mapping[str, float]
     seeds: tuple[int, ...]
+    rates: tuple[float, ...]  # capacity by seed
     tied: bool = False
 
 
@@ -42,47 +45,73 @@ def half_width(values: Sequence[float]) -> float | None:
 
 
 def feasible(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Answers of the study that hold the SLOs, best first."""
-    held = [line for line in lines if line["state"] == "ok"]
+    """Answers of the search that hold the SLOs, best first."""
+    held = [line for line in lines if line["rung"] != "confirm" and line["state"] == "ok"]
     return sorted(held, key=lambda line: (-line["record"]["value"], line["number"]))
 
 
+def leaders(lines: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+    """The ``count`` best answers of the search, of those that no confirmation has refuted.
+
+    Among the best ``2 * count`` only: where the two rungs disagree that much, going on would only take time.
+    """
+    refuted = {digest(line["design"]) for line in lines if line["rung"] == "confirm" and line["state"] != "ok"}
+    return [line for line in feasible(lines)[: 2 * count] if digest(line["design"]) not in refuted][:count]
+
+
 def rank(lines: Sequence[Mapping[str, Any]]) -> list[Ranked]:
-    """Confirmed designs by their mean, then the others by the study's single answer."""
+    """Confirmed designs by their mean at full fidelity, then those that were only searched by that single answer.
+
+    A design that a confirmation has refuted (infeasible on some seed, or failed) is in neither.
+    """
     again: dict[str, dict[int, Mapping[str, Any]]] = {}
     for line in lines:
-        if line["state"] == "confirm" and line["record"] is not None:
-            again.setdefault(line["identity"], {})[line["seeds"][0]] = line["record"]
-    first = feasible(lines)
-    confirmed = [(line, again[line["identity"]]) for line in first if line["identity"] in again]
-    confirmed.sort(key=lambda pair: -fmean(record["value"] for record in pair[1].values()))
-    rest = [line for line in first if line["identity"] not in again]
-    best = confirmed[0][1] if confirmed else {}
-    ranked = [_ranked(line, records, i > 0 and _tied(best, records)) for i, (line, records) in enumerate(confirmed)]
-    return ranked + [_ranked(line, dict.fromkeys(line["seeds"], line["record"]), False) for line in rest]
+        if line["rung"] == "confirm":
+            again.setdefault(digest(line["design"]), {})[line["seeds"][0]] = line
+    held = [answers for answers in again.values() if all(line["state"] == "ok" for line in answers.values())]
+    held.sort(key=lambda answers: -fmean(line["record"]["value"] for line in answers.values()))
+    ranked = [_confirmed(answers, i > 0 and _tied(held[0], answers)) for i, answers in enumerate(held)]
+    return ranked + [_searched(line) for line in feasible(lines) if digest(line["design"]) not in again]
 
 
-def _ranked(line: Mapping[str, Any], records: Mapping[int, Mapping[str, Any]], tied: bool) -> Ranked:
-    answers = list(records.values())
-    own = answers[0] is line["record"]  # one record over several seeds has no spread between records
-    values, capacities = [r["value"] for r in answers], [r["capacity"] for r in answers]
-    names = set.intersection(*(set(r["metrics"]) for r in answers))
-    metrics = {name: [r["metrics"][name] for r in answers] for name in answers[0]["metrics"] if name in names}
+def _searched(line: Mapping[str, Any]) -> Ranked:
+    record = line["record"]
     return Ranked(
+        rung=line["rung"],
+        design=line["design"],
+        overrides=tuple(line["overrides"]),
+        value=record["value"],
+        value_error=None,
+        capacity=record["capacity"],
+        capacity_error=None,
+        metrics=record["metrics"],
+        seeds=tuple(line["seeds"]),
+        rates=(record["capacity"],) * len(line["seeds"]),
+    )
+
+
+def _confirmed(answers: Mapping[int, Mapping[str, Any]], tied: bool) -> Ranked:
+    """The mean over seeds; ``answers`` are lines by seed."""
+    line, records = next(iter(answers.values())), [answer["record"] for answer in answers.values()]
+    values, capacities = [r["value"] for r in records], [r["capacity"] for r in records]
+    names = [name for name in records[0]["metrics"] if all(name in r["metrics"] for r in records)]
+    return Ranked(
+        rung=line["rung"],
         design=line["design"],
         overrides=tuple(line["overrides"]),
         value=fmean(values),
-        value_error=None if own else half_width(values),
+        value_error=half_width(values),
         capacity=fmean(capacities),
-        capacity_error=None if own else half_width(capacities),
-        metrics={name: fmean(each) for name, each in metrics.items() if all(isinstance(x, int | float) for x in each)},
-        seeds=tuple(records),
+        capacity_error=half_width(capacities),
+        metrics={name: fmean(r["metrics"][name] for r in records) for name in names},
+        seeds=tuple(answers),
+        rates=tuple(capacities),
         tied=tied,
     )
 
 
 def _tied(best: Mapping[int, Mapping[str, Any]], other: Mapping[int, Mapping[str, Any]]) -> bool:
     """Seed by seed, because both met the same traffic: what the seeds share does not blur the difference."""
-    gaps = [best[seed]["value"] - other[seed]["value"] for seed in best if seed in other]
+    gaps = [best[seed]["record"]["value"] - other[seed]["record"]["value"] for seed in best if seed in other]
     error = half_width(gaps)
     return error is None or abs(fmean(gaps)) <= error

@@ -42,7 +42,7 @@ class Search:
 
     def __init__(self, sweep: Sweep, lines: Iterable[Mapping[str, Any]] = ()) -> None:
         self._space, self._search = sweep.designs, sweep.search
-        self._lines = [line for line in lines if line["state"] != "confirm"]
+        self._lines = [line for line in lines if line["rung"] != "confirm"]
         self._seen = {digest(line["design"]) for line in self._lines}
         self._fresh = sum(line["state"] != "repeat" for line in self._lines)
         self._repeats = 0

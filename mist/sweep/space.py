@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite, prod
-from typing import TypeGuard
+from typing import Literal, TypeGuard
 
 import numpy as np
 import yaml
@@ -168,10 +168,11 @@ class Space:
                 design[knob.key] = knob.domain.at(float(x))
         return design
 
-    def probes(self) -> Iterator[tuple[str, Design]]:
-        """One design for every name in the space and one for every numeric key, each labelled with it.
+    def probes(self) -> Iterator[tuple[str, tuple[Design, Design]]]:
+        """Two designs for every name in the space and for both ends of every numeric key, labelled with it.
 
-        Together they read every configuration file that the space can reach.
+        They have the least and the greatest of all else. Together they read every configuration file that the space
+        can reach; a value with which neither can be built is a mistake in the space.
         """
         for knob in self.knobs:
             setting: Design = {}
@@ -180,9 +181,17 @@ class Space:
                 if above.when.key not in self.fixed:
                     setting[above.when.key] = above.when.values[0]
                 above = next((k for k in self.knobs if above.when and k.key == above.when.key), None)
-            values = _values(knob) if isinstance(knob.domain, Choice) else (knob.domain.at(0.0),)
-            for value in values if not all(_number(v) for v in values) else values[:1]:
-                yield f"{knob.key}={value}", {**setting, knob.key: value}
+            for value in dict.fromkeys(_ends(knob.domain) if _ordered(knob.domain) else _values(knob)):
+                setting[knob.key] = value
+                yield f"{knob.key}={value}", (self._filled(setting, 0), self._filled(setting, -1))
+
+    def _filled(self, setting: Design, end: Literal[0, -1]) -> Design:
+        """The design with ``setting`` and, for every other key, the first or the last of its values."""
+        design: Design = {}
+        for knob in self.knobs:
+            if self.active(knob, design):
+                design[knob.key] = setting[knob.key] if knob.key in setting else _ends(knob.domain)[end]
+        return design
 
 
 def parse(texts: Mapping[str, str], when: Mapping[str, str], fixed: Mapping[str, Value]) -> Space:
@@ -294,6 +303,14 @@ def _number(value: Value) -> TypeGuard[int | float]:
 
 def _magnitude(value: Value) -> float:
     return float(value) if _number(value) else 0.0
+
+
+def _ordered(domain: Domain) -> bool:
+    return not isinstance(domain, Choice) or domain.ordered
+
+
+def _ends(domain: Domain) -> tuple[Value, Value]:
+    return (domain.values[0], domain.values[-1]) if isinstance(domain, Choice) else (domain.low, domain.high)
 
 
 def _values(knob: Knob) -> tuple[Value, ...]:

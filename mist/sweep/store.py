@@ -16,6 +16,8 @@ import yaml
 
 from mist.errors import InputError
 
+FORMAT = 2  # of trials.jsonl and manifest.json
+
 Line = dict[str, Any]
 
 
@@ -48,10 +50,16 @@ def _point(link: Path, name: str) -> None:
 def load(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The sweep and the manifest of a run; InputError if the folder is not one."""
     try:
-        return yaml.safe_load((run / "sweep.yaml").read_text()), json.loads((run / "manifest.json").read_text())
+        sweep, manifest = (
+            yaml.safe_load((run / "sweep.yaml").read_text()),
+            json.loads((run / "manifest.json").read_text()),
+        )
     except (OSError, ValueError, yaml.YAMLError):
         runs = sorted(str(path.parent) for path in Path("results").glob("*/latest/manifest.json"))
         raise InputError("run", run, "not a run folder (sweep.yaml and manifest.json)", runs) from None
+    if manifest.get("format") != FORMAT:
+        raise InputError("run", run, "was written by another version of MIST")
+    return sweep, manifest
 
 
 class Trials:
@@ -86,6 +94,22 @@ class Trials:
         self._file.close()
 
 
+def read_lines(run: Path) -> list[Line]:
+    """The whole lines of a run that a driver may be writing to."""
+    return parse_lines((run / "trials.jsonl").read_bytes())[1]
+
+
+def concluded(run: Path) -> bool:
+    """Whether the last driver came to the end: the table is the last thing it writes."""
+    return (run / "trials.parquet").is_file()
+
+
+def reopen(run: Path) -> None:
+    """Take back the end of an earlier driver."""
+    for name in ("trials.parquet", "best.yaml"):
+        (run / name).unlink(missing_ok=True)
+
+
 def parse_lines(data: bytes) -> tuple[int, list[Line]]:
     """How many bytes are whole lines, and the lines. Only the last may be torn; any other is an InputError."""
     lines: list[Line] = []
@@ -103,16 +127,16 @@ def parse_lines(data: bytes) -> tuple[int, list[Line]]:
     return whole, lines
 
 
-def write_table(run: Path, lines: Sequence[Line]) -> None:
-    """``trials.parquet``: one row a line, nested names joined by dots, lists as JSON."""
+def write_table(run: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """``trials.parquet``: one row a line, nested names joined by dots, lists as JSON. Written whole or not at all."""
     import pyarrow as pa  # noqa: PLC0415  a tenth of a second, and only a finished run needs it
     from pyarrow import parquet  # noqa: PLC0415
 
     rows = [_flat({key: value for key, value in line.items() if key != "overrides"}) for line in lines]
     names = dict.fromkeys(name for row in rows for name in row)
-    parquet.write_table(
-        pa.table({name: _column([row.get(name) for row in rows]) for name in names}), run / "trials.parquet"
-    )
+    draft = run / ".trials.parquet"
+    parquet.write_table(pa.table({name: _column([row.get(name) for row in rows]) for name in names}), draft)
+    draft.rename(run / "trials.parquet")
 
 
 def _column(values: list[Any]) -> list[Any]:

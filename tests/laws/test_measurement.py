@@ -1,12 +1,13 @@
 """What is measured is what happened: nobody dropped, overload called by its name, dollars that add up."""
 
+from dataclasses import replace
 from fractions import Fraction
 from math import ceil, inf
 
 import numpy as np
 import pytest
 
-from mist.metrics import METRICS, doomed, latency, percentile, unstable
+from mist.metrics import METRICS, doomed, percentile, unstable
 from mist.price import PriceList
 from mist.request import Request
 from mist.simulate import Scenario, Window, serve
@@ -59,6 +60,7 @@ def test_a_percentile_is_exact_for_every_number_of_requests():
 def test_nobody_is_dropped_from_a_percentile(one_server):
     traffic = constant(1, 400)
     traffic.inputs[::20] = 10**10  # more than the model's context: refused
+    traffic.outputs[:] = 2  # so that each has a TPOT
     for rate in (0.5, 1.2, 3.0):
         result = serve(one_server, traffic, rate)
         cohort = [r for r in result.requests if 0 <= r.id < 400]
@@ -85,9 +87,11 @@ def test_counts_add_up_in_every_result(one_server):
         assert frame["state"].value_counts().get("completed", 0) == result.counts.completed
 
 
-def test_no_requests_have_no_percentile():
-    assert percentile([], 99) == inf
-    assert latency([]).mean == inf
+def test_one_token_answers_have_no_tpot_and_a_limit_on_it_holds(one_server):
+    assert percentile([], 99) == 0.0
+    result = serve(replace(one_server, slo=SLO(tpot_p99=1e-9)), constant(5, 400), 0.1)
+    assert result.latency["tpot"].p99 == 0.0
+    assert result.verdict == "ok"
 
 
 # stability

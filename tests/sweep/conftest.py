@@ -35,12 +35,15 @@ def ask(tmp_path):
     """``ask("budget.designs=5", ...)`` runs the toy sweep here; (exit code, run folder)."""
     import toy  # noqa: F401  registers its workload
 
+    from mist.sweep.inputs import World
     from mist.sweep.study import run
 
     def asked(*overrides, **changes):
         path = tmp_path / "toy.yaml"
         path.write_text(yaml.safe_dump(SWEEP | changes, sort_keys=False))
-        code = run(str(path), overrides, judge="toy.judge", compose="toy.compose", results=tmp_path / "results")
+        code = run(
+            str(path), overrides, world=World("toy.compose", "toy.canonical", "toy.judge"), results=tmp_path / "results"
+        )
         return code, (tmp_path / "results/toy/latest").resolve()
 
     return asked
@@ -49,19 +52,20 @@ def ask(tmp_path):
 @pytest.fixture
 def again():
     """Resume a run here."""
+    from mist.sweep.inputs import World
     from mist.sweep.study import resume
 
-    return lambda run: resume(run, judge="toy.judge", compose="toy.compose")
+    return lambda run: resume(run, world=World("toy.compose", "toy.canonical", "toy.judge"))
 
 
 @pytest.fixture
 def lines():
-    """The trials of a run that are whole, optionally of some states."""
+    """The trials of a run that are whole, optionally of some states; of the search, unless another rung is named."""
 
-    def read(run, *states):
+    def read(run, *states, rung="search"):
         text = (run / "trials.jsonl").read_bytes()
         told = [json.loads(line) for line in text.split(b"\n")[:-1]]
-        return [line for line in told if not states or line["state"] in states]
+        return [line for line in told if line["rung"] == rung and (not states or line["state"] in states)]
 
     return read
 

@@ -37,7 +37,7 @@ def test_nothing_is_lost_or_repeated_when_the_driver_is_killed_at_any_moment(dri
     assert (run / "trials.jsonl").read_bytes().startswith(kept)
     judged = lines(run, "ok", "infeasible", "failed")
     assert len({line["identity"] for line in judged}) == len(judged) == 20
-    assert len(lines(run, "confirm")) == 4
+    assert len(lines(run, rung="confirm")) == 4
     calls = drive.log.read_text().splitlines()
     assert len(calls) - len(set(calls)) <= 3  # what was in flight when the driver died, and nothing else
 

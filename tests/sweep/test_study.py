@@ -17,7 +17,7 @@ def test_the_best_design_is_found_confirmed_and_can_be_replayed(ask, lines):
     )
     assert best["seeds"] == [1, 2]  # fresh ones
     assert len(lines(run, "ok", "infeasible")) == 3 * 4 * 5
-    assert len(lines(run, "confirm")) == 2 * 2
+    assert len(lines(run, rung="confirm")) == 2 * 2
     assert (run / "trials.parquet").exists() and (run.parent / "latest").resolve() == run
 
 

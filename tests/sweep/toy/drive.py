@@ -5,10 +5,13 @@ from pathlib import Path
 
 import toy  # noqa: F401  registers the toy workload
 
+from mist.sweep.inputs import World
 from mist.sweep.study import resume, run
+
+TOY = World("toy.compose", "toy.canonical", "toy.judge")
 
 if __name__ == "__main__":
     verb, what, *rest = sys.argv[1:]
     if verb == "resume":
-        sys.exit(resume(Path(what), judge="toy.judge", compose="toy.compose"))
-    sys.exit(run(what, rest[1:], judge="toy.judge", compose="toy.compose", results=Path(rest[0])))
+        sys.exit(resume(Path(what), world=TOY))
+    sys.exit(run(what, rest[1:], world=TOY, results=Path(rest[0])))

@@ -25,11 +25,12 @@ SPEED, PRICE = {"h100": 3.0, "a100": 1.4, "l40s": 0.8}, {"h100": 4.0, "a100": 1.
 @dataclass(frozen=True)
 class ToyWorkload:
     path: str = ""
+    requests: int = 50
     rate: float | None = None
 
     def traffic(self, seed: int) -> Traffic:
-        lengths = np.random.default_rng(seed).integers(1, 99, 50)
-        return Traffic(np.arange(50.0), lengths, lengths)
+        lengths = np.random.default_rng(seed).integers(1, 99, self.requests)
+        return Traffic(np.arange(float(self.requests)), lengths, lengths)
 
     def own_rate(self) -> float:
         return 1.0
@@ -41,6 +42,7 @@ class ToyWorkload:
 def compose(overrides):
     config = {"hardware": "h100", "tp": 1, "scheduler": "static", "token_budget": 0, "mode": "fine", "x": 0.0}
     config |= {"workload.path": "", "slo.ttft_p99": 1.0, "price.date": "2026-11-01", "note": "", "slow": 0}
+    config |= {"workload.requests": 50}
     for text in overrides:
         key, _, value = text.partition("=")
         if key not in config:
@@ -51,12 +53,17 @@ def compose(overrides):
     if config["scheduler"] == "static":
         config["token_budget"] = 0
     workload = {"_target_": "mist.toy.ToyWorkload", "path": config.pop("workload.path")}
+    workload["requests"] = config.pop("workload.requests")
     return {
         **config,
         "workload": workload,
         "slo": {"ttft_p99": config.pop("slo.ttft_p99")},
         "price": {"date": config.pop("price.date"), "hourly": os.environ.get("TOY_PRICES", "")},
     }
+
+
+def canonical(config):
+    return dict(config)
 
 
 def judge(config, traffic, limit_s):

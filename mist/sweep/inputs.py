@@ -1,0 +1,119 @@
+"""What a sweep's answers depend on: the deployments it can reach, their workloads, the code."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from mist.build import build
+from mist.errors import ImpossibleLayout, InputError
+from mist.sweep.identity import code, design_identity, digest
+from mist.sweep.question import Sweep
+from mist.sweep.workers import named
+from mist.workload.traffic import Traffic, Workload
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class World:
+    """Dotted paths of the functions a study rests on.
+
+    ``composer``: overrides to a config. ``canon``: a config to canonical data, or InputError. ``judge``: a config, its
+    traffic by seed and a limit in seconds to an answer; workers import it by this name.
+    """
+
+    composer: str = "mist.compose.compose"
+    canon: str = "mist.sweep.identity.canonical"
+    judge: str = "mist.sweep.capacity.judge"
+
+    @cached_property
+    def compose(self) -> Callable[[list[str]], Config]:
+        found: Callable[[list[str]], Config] = named(self.composer)
+        return found
+
+    @cached_property
+    def canonical(self) -> Callable[[Config], Config]:
+        found: Callable[[Config], Config] = named(self.canon)
+        return found
+
+
+MIST = World()
+
+
+class Workloads:
+    """Content hashes and traffic, made once per workload and seed."""
+
+    def __init__(self) -> None:
+        self._built: dict[str, tuple[Any, str]] = {}
+        self._traffic: dict[tuple[str, int], Traffic] = {}
+
+    def content(self, config: Mapping[str, Any]) -> str:
+        """sha256 of the file behind the config's workload, or nothing."""
+        return self._load(config)[1]
+
+    def traffic(self, config: Mapping[str, Any], seeds: Sequence[int]) -> dict[int, Traffic]:
+        """The same objects every time, so that they are sent to workers once."""
+        key = digest(config["workload"])
+        for seed in seeds:
+            if (key, seed) not in self._traffic:
+                self._traffic[key, seed] = self._load(config)[0].traffic(seed)
+        return {seed: self._traffic[key, seed] for seed in seeds}
+
+    def _load(self, config: Mapping[str, Any]) -> tuple[Any, str]:
+        key = digest(config["workload"])
+        if key not in self._built:
+            workload: Any = build(Workload, config["workload"], "workload")  # type: ignore[type-abstract]
+            self._built[key] = workload, workload.content()
+        return self._built[key]
+
+
+def identity(config: Config, world: World, loads: Workloads) -> str:
+    """Of one design. One that cannot be laid out has no canonical form, and goes by its config."""
+    try:
+        built = world.canonical(config)
+    except ImpossibleLayout:
+        built = config
+    return design_identity(built, loads.content(config))
+
+
+def reach(sweep: Sweep, world: World, loads: Workloads) -> dict[str, str]:
+    """Every input that can change an answer of this sweep, by name, hashed.
+
+    Builds the designs of every name in the space, on every rung: a mistake is found here, before anything is judged,
+    and so is, on a resume, a data sheet that has changed.
+    """
+    rungs = {"": sweep.overrides} | ({" on the screen": sweep.search_overrides} if sweep.screen else {})
+    configs = {}
+    for where, overrides in rungs.items():
+        configs[f"the base config{where}"] = world.compose(overrides({}))
+        for label, designs in sweep.designs.probes():
+            configs[f"the config of {label}{where}"] = _buildable(world, map(overrides, designs))
+    contents = {f"the workload of {name}": loads.content(config) for name, config in configs.items()}
+    asked: dict[str, Any] = {"seeds": sweep.seeds, "timeout": sweep.timeout}
+    asked |= {name: dict(getattr(sweep, name)) for name in ("space", "when", "screen")}
+    return {
+        **{name: digest(config) for name, config in configs.items()},
+        **{name: content for name, content in contents.items() if content},
+        "the prices": digest(configs["the base config"].get("price")),
+        "the space": digest(asked),
+        "the judge": world.judge,
+        **code(),
+    }
+
+
+def _buildable(world: World, designs: Iterable[list[str]]) -> Config:
+    """The config of the first of these designs that can be built; the first one's InputError if none can."""
+    first: InputError | None = None
+    for overrides in designs:
+        config = world.compose(overrides)
+        try:
+            world.canonical(config)
+        except ImpossibleLayout:
+            return config  # an answer, not a mistake
+        except InputError as error:
+            first = first or error
+        else:
+            return config
+    assert first is not None
+    raise first
