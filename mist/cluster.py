@@ -8,7 +8,7 @@ from typing import Literal
 from mist.clients.llm import LLMClient
 from mist.errors import InputError
 from mist.hardware import HardwareSpec
-from mist.kernel import ROUTE, Kernel
+from mist.kernel import Kernel
 from mist.memory.pool import BlockPool
 from mist.model import ModelSpec
 from mist.network import Link, LinkSpec
@@ -131,7 +131,7 @@ class Cluster:
         if request.refused:
             self.refused += 1
         else:
-            self.kernel.choose(self._enter, request, rank=ROUTE)
+            self.kernel.route(self._enter, request)
 
     def _enter(self, request: Request) -> None:
         self._entry.route(request).submit(request)
@@ -144,7 +144,7 @@ class Cluster:
         """The source keeps the KV until the decode client has fetched it."""
         pool.outstanding[request.replica] -= 1
         blocks, request.blocks = request.blocks, 0
-        self.kernel.choose(self._expect, source, blocks, request, rank=ROUTE)
+        self.kernel.route(self._expect, source, blocks, request)
 
     def _expect(self, source: LLMClient, blocks: int, request: Request) -> None:
         assert self._decode is not None

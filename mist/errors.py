@@ -35,8 +35,9 @@ class InputError(MistError):
         text = f"{self.field} = {self.value}: {self.why}" if self.field else f"{self.value}: {self.why}"
         if not self.choices:
             return text
-        option = self.field.rpartition(".")[2]  # of a misspelt option it is the name that is like a choice
-        close = [match for word in (str(self.value), option) for match in get_close_matches(word, self.choices, n=1)]
+        # of a misspelt option it is the name that is like a choice, and a number is no misspelling
+        words = [word for word in (self.value, self.field.rpartition(".")[2]) if isinstance(word, str)]
+        close = [match for word in words for match in get_close_matches(word, self.choices, n=1)]
         hint = f"; did you mean {close[0]}?" if close else ""
         return f"{text}{hint} (valid: {', '.join(self.choices)})"
 

@@ -1,5 +1,6 @@
 """The discrete-event kernel: a clock and a queue of calls."""
 
+from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
 from math import inf
@@ -7,46 +8,62 @@ from typing import Any
 
 from mist.errors import CausalityError
 
-FACT, ROUTE, DECIDE = 0, 1, 2
+Call = Callable[..., None]
 
 
 class Kernel:
-    """Makes calls in order of (time, rank, insertion).
+    """Makes calls in order of time; at one instant, facts before routes before decisions.
 
-    Ranks put facts before decisions: everything that happened at an instant (FACT) is in before a request
-    is sent anywhere (ROUTE), and every request has been sent before a client chooses its next step
-    (DECIDE). So no choice depends on the order in which simultaneous events were inserted.
+    Everything that happened at an instant is in before a request is sent anywhere (``route``), and every
+    request has been sent before a client chooses its next step (``decide``). So no choice depends on the
+    order in which simultaneous events were inserted.
     """
 
-    __slots__ = ("_queue", "_serial", "events", "now")
+    __slots__ = ("_decisions", "_facts", "_routes", "_serial", "events", "now")
 
     def __init__(self) -> None:
         self.now = 0.0  # s
         self.events = 0  # calls made
         self._serial = 0
-        self._queue: list[tuple[float, int, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._facts: list[tuple[float, int, Call, tuple[Any, ...]]] = []
+        self._routes: deque[tuple[Call, tuple[Any, ...]]] = deque()
+        self._decisions: deque[tuple[Call, tuple[Any, ...]]] = deque()
 
-    def at(self, time: float, call: Callable[..., None], *args: Any, rank: int = FACT) -> None:
+    def at(self, time: float, call: Call, *args: Any) -> None:
         if not time >= self.now:  # phrased so that NaN is refused too
             raise CausalityError(f"{call.__qualname__} at {time} s, but it is {self.now} s")
         self._serial += 1
-        heappush(self._queue, (time, rank, self._serial, call, args))
+        heappush(self._facts, (time, self._serial, call, args))
 
-    def after(self, delay: float, call: Callable[..., None], *args: Any) -> None:
+    def after(self, delay: float, call: Call, *args: Any) -> None:
         self.at(self.now + delay, call, *args)
 
-    def choose(self, call: Callable[..., None], *args: Any, rank: int = DECIDE) -> None:
-        """Call at this instant, once everything of lower rank is in."""
-        self.at(self.now, call, *args, rank=rank)
+    def route(self, call: Call, *args: Any) -> None:
+        """Call at this instant, once every fact of it is in."""
+        self._routes.append((call, args))
+
+    def decide(self, call: Call, *args: Any) -> None:
+        """Call at this instant, once every fact of it is in and every request is where it goes."""
+        self._decisions.append((call, args))
 
     def run(self, until: float = inf) -> None:
         """Make every call due up to ``until``, seconds; the clock stops at the last one made."""
-        queue = self._queue
-        while queue and queue[0][0] <= until:
-            self.now, _, _, call, args = heappop(queue)
+        facts, routes, decisions = self._facts, self._routes, self._decisions
+        while True:
+            if facts and facts[0][0] <= self.now:
+                _, _, call, args = heappop(facts)
+            elif routes:
+                call, args = routes.popleft()
+            elif decisions:
+                call, args = decisions.popleft()
+            elif facts and facts[0][0] <= until:
+                self.now, _, call, args = heappop(facts)
+            else:
+                return
             self.events += 1
             call(*args)
 
     @property
     def idle(self) -> bool:
-        return not self._queue
+        """Whether no call is left to make."""
+        return not (self._facts or self._routes or self._decisions)

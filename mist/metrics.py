@@ -132,12 +132,18 @@ def _json(value: Any) -> Any:
 
 
 def percentile(values: Sequence[float], q: float) -> float:
-    """The smallest value that at least q % of the values do not exceed; infinite values are fine."""
-    return float(np.percentile(np.asarray(values, dtype=float), q, method="inverted_cdf")) if len(values) else inf
+    """The smallest value that at least q % of the values do not exceed, 0 of none; infinite values are fine."""
+    return float(np.percentile(np.asarray(values, dtype=float), q, method="inverted_cdf")) if len(values) else 0.0
+
+
+def measured(metric: str, requests: Sequence[Request]) -> list[float]:
+    """The metric of each request that has it, infinite where it never came; a one-token answer has no TPOT."""
+    value = METRICS[metric]
+    return [value(r) for r in requests if metric != "tpot" or r.output > 1]
 
 
 def latency(values: Sequence[float]) -> Latency:
-    return Latency(float(np.mean(values)) if len(values) else inf, *(percentile(values, q) for q in PERCENTILES))
+    return Latency(float(np.mean(values)) if len(values) else 0.0, *(percentile(values, q) for q in PERCENTILES))
 
 
 def within(slo: SLO) -> Callable[[Request], bool]:
@@ -150,10 +156,9 @@ def within(slo: SLO) -> Callable[[Request], bool]:
 def doomed(slo: SLO, requests: Sequence[Request], cohort: int, now: float) -> bool:
     """Whether some percentile over ``cohort`` requests is missed already, whatever the rest will do."""
     for limit in slo:
-        allowed = (1 - limit.percentile / 100) * cohort
         metric = METRICS[limit.metric]
         late = sum(1 for r in requests if _surely_late(r, limit.metric, metric(r), limit.limit, now))
-        if late > allowed:
+        if 100 * late > (100 - limit.percentile) * cohort:  # exact: 1 - 0.9 is less than a tenth
             return True
     return False
 
@@ -168,9 +173,10 @@ def unstable(arrivals: int, backlog_start: int, backlog_end: int) -> bool:
     """Whether the backlog grew by more than chance would have it.
 
     In a steady state it has no drift; 2 % of the arrivals and two standard deviations of a Poisson count of
-    them are allowed for.
+    them are allowed for, but never all of them.
     """
-    return backlog_end - backlog_start > 0.02 * arrivals + 2 * sqrt(arrivals)
+    growth = backlog_end - backlog_start
+    return growth > 0.02 * arrivals + 2 * sqrt(arrivals) or growth >= arrivals
 
 
 def window_notes(slo: SLO, cohort: int, length: float, warmup: float, e2e: Latency) -> list[str]:

@@ -20,6 +20,7 @@ from mist.metrics import (
     Verdict,
     WindowReport,
     latency,
+    measured,
     percentile,
     unstable,
     window_notes,
@@ -42,7 +43,7 @@ class Window:
     Arrivals go on until the last request of the window has ended, for at most ``patience`` cycles more.
     """
 
-    warmup: float = 0.25
+    warmup: float = 0.05
     patience: float = 1.0
 
     def __post_init__(self) -> None:
@@ -102,7 +103,7 @@ def refuse_unmeetable(scenario: Scenario, traffic: Traffic, result: Result) -> N
     alone = serve(scenario, traffic, result.rate * ALONE, lambda seen, _now: _unmet(scenario.slo, seen) is None)
     limit = _unmet(scenario.slo, alone.requests)
     if limit is not None:
-        fastest = min((METRICS[limit.metric](r) for r in alone.requests), default=inf)
+        fastest = min(measured(limit.metric, alone.requests), default=inf)
         why = f"no request can meet it, even alone on the deployment: the fastest takes {fastest:.3g} s"
         raise UnmeetableSLO(f"slo.{limit.name}", f"{limit.limit:g} s", why)
 
@@ -110,8 +111,7 @@ def refuse_unmeetable(scenario: Scenario, traffic: Traffic, result: Result) -> N
 def _unmet(slo: SLO, requests: Sequence[Request]) -> Limit | None:
     """A limit that none of these requests keeps."""
     for limit in slo:
-        metric = METRICS[limit.metric]
-        if not any(metric(request) <= limit.limit for request in requests):
+        if not any(value <= limit.limit for value in measured(limit.metric, requests)):
             return limit
     return None
 
@@ -190,7 +190,7 @@ class _Window(NamedTuple):
 def _result(scenario: Scenario, cluster: Cluster, requests: Sequence[Request], rate: float, window: _Window) -> Result:
     slo, kernel = scenario.slo, cluster.kernel
     cohort = requests[window.warm : window.warm + window.cycle]
-    values = {name: [metric(r) for r in cohort] for name, metric in METRICS.items()}
+    values = {name: measured(name, cohort) for name in METRICS}
     figures = {name: latency(column) for name, column in values.items()}
     checks = {}
     for limit in slo:
@@ -203,7 +203,7 @@ def _result(scenario: Scenario, cluster: Cluster, requests: Sequence[Request], r
     verdict, reason = _verdict(window, checks)
     goodput = sum(r.output for r in in_slo) / length
     dollars = scenario.dollars_per_hour
-    notes = window_notes(slo, len(cohort), length, window.start, figures["e2e"])
+    notes = window_notes(slo, len(cohort), length, max(window.start, 0.0), figures["e2e"])
     if len(cohort) < window.cycle:
         notes.append("the run was stopped early")
     return Result(

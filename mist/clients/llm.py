@@ -138,7 +138,7 @@ class LLMClient:
     def _wake(self) -> None:
         if not self._awake:
             self._awake = True
-            self.kernel.choose(self._launch)
+            self.kernel.decide(self._launch)
         elif self._leap is not None:
             self._cut()
 
@@ -161,7 +161,7 @@ class LLMClient:
         elif self._decode and self.decodes.count:
             self._run_decodes()
         elif self.preempted:
-            self.kernel.choose(self._launch)  # they may come back at once
+            self.kernel.decide(self._launch)  # they may come back at once
         else:
             self._awake = False
 
@@ -253,7 +253,7 @@ class LLMClient:
             if request.computed == request.known:
                 del self._prefilling[request.id]
                 self._sample(request)
-        self.kernel.choose(self._launch)
+        self.kernel.decide(self._launch)
 
     def _sample(self, request: Request) -> None:
         """The token that a completed prompt (or a recomputed one) yields."""
@@ -319,7 +319,7 @@ class LLMClient:
         self.steps += steps
         self.kv.extend(self.decodes, 1, steps - 1)
         self._sample_decodes(steps)
-        self.kernel.choose(self._launch)
+        self.kernel.decide(self._launch)
 
 
 def steps_over(stretch: Stretch, elapsed: float, most: int) -> int:

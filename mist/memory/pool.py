@@ -61,4 +61,5 @@ class BlockPool:
 
     def _take(self, blocks: int) -> None:
         self.used += blocks
-        self.peak = max(self.peak, self.used)
+        if self.used > self.peak:  # noqa: PLR1730 - in the innermost loop
+            self.peak = self.used

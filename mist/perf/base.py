@@ -1,6 +1,5 @@
 """How long a step takes: the few integers in which a batch meets the hardware."""
 
-from math import inf
 from typing import NamedTuple, Protocol
 
 from mist.hardware import HardwareSpec
@@ -60,28 +59,3 @@ class PerfModel(Protocol):
 
     def of(self, replica: Replica) -> StepModel:
         """The step times of this replica."""
-
-
-class AffineMax(NamedTuple):
-    """max(compute, memory) of an operator whose work is affine in context: seconds and seconds per token."""
-
-    compute: float
-    compute_slope: float
-    memory: float
-    memory_slope: float
-
-    def at(self, context: float) -> float:
-        compute, compute_slope, memory, memory_slope = self
-        return max(compute + compute_slope * context, memory + memory_slope * context)
-
-    def slope(self, context: float) -> float:
-        """To the right of ``context``."""
-        compute = (self.compute + self.compute_slope * context, self.compute_slope)
-        memory = (self.memory + self.memory_slope * context, self.memory_slope)
-        return max(compute, memory)[1]
-
-    def crossing(self) -> float:
-        """The context at which the two meet; infinite if they never do."""
-        if self.compute_slope == self.memory_slope:
-            return inf
-        return (self.memory - self.compute) / (self.compute_slope - self.memory_slope)

@@ -1,5 +1,7 @@
 """What fits a replica's memory: weights, activations, and the KV blocks in what is left."""
 
+from math import floor
+
 from mist.errors import ImpossibleLayout, Infeasible
 from mist.perf.base import Replica
 
@@ -33,7 +35,7 @@ def kv_blocks(replica: Replica, tokens: int, requests: int) -> int:
     if weights > tp * hardware.memory:
         raise Infeasible(
             f"{model.name} needs {weights / 1e9:.0f} GB of weights, "
-            f"{tp} x {hardware.name} hold {tp * hardware.memory / 1e9:.0f} GB"
+            f"{tp} x {hardware.name} hold {floor(tp * hardware.memory / 1e9)} GB"
         )
     width = max(model.intermediate, model.experts_per_token * model.expert_intermediate)
     activations = tokens * (4 * model.hidden + 2 * width / tp) * 2.0 + requests * model.vocabulary / tp * 4.0

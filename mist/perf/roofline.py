@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, fields
 from math import floor, inf
+from typing import NamedTuple
 
 from mist.errors import InputError
-from mist.model import BYTES_PER_ELEMENT
-from mist.perf.base import AffineMax, Replica, StepShape, Stretch
+from mist.model import BYTES_PER_ELEMENT, ModelSpec
+from mist.perf.base import Replica, StepShape, Stretch
 from mist.perf.collective import allreduce_time
 
 ACTIVATION = 2.0  # bytes per element: activations are 16 bits wide in every engine modelled here
@@ -36,30 +37,36 @@ class RooflineSteps:
     def __init__(self, efficiency: Roofline, replica: Replica) -> None:
         model, hardware, tp, engine = replica
         self._model, self._tp, self._engine, self._hardware = model, tp, engine, hardware
+        expert_dtype = model.expert_dtype or model.weight_dtype
         self._matmul = hardware.peak(model.weight_dtype) * efficiency.matmul_efficiency
-        self._attention = hardware.peak("bf16") * efficiency.attention_efficiency
+        self._expert_matmul = hardware.peak(expert_dtype) * efficiency.matmul_efficiency
         self._memory = hardware.memory_bandwidth * efficiency.bandwidth_efficiency
         self._link = hardware.scale_up_bandwidth * efficiency.link_efficiency
         self._weight = BYTES_PER_ELEMENT[model.weight_dtype]
+        self._expert = BYTES_PER_ELEMENT[expert_dtype]
+        wide = self._weight >= ACTIVATION  # the head stays in 16 bits when the layers are quantised
+        self._head_weight = self._weight if wide else ACTIVATION
+        self._head_matmul = hardware.peak(model.weight_dtype if wide else "bf16") * efficiency.matmul_efficiency
         self._linear: dict[int, float] = {}
         self._head: dict[int, float] = {}
-        self._decode_lines: dict[int, AffineMax] = {}
-        key, value = model.head_dim, model.head_dim
-        kv = 2 * max(1, model.kv_heads // tp) * model.head_dim
+        self._attention_kinds = tuple(self._attention_kind(efficiency, *kind) for kind in _layer_kinds(model))
+
+    def _attention_kind(self, efficiency: Roofline, layers: int, window: int) -> "_Attention":
+        model, tp, bandwidth = self._model, self._tp, self._memory
+        key, value, kv = model.head_dim, model.head_dim, 2 * max(1, model.kv_heads // tp) * model.head_dim
         if model.kv_latent:  # absorbed MLA: every head reads the one latent (arXiv:2405.04434, section 2.1.2)
-            kv, key, value = (
-                model.kv_latent + model.rope_head_dim,
+            key, value, kv = (
                 model.kv_latent + model.rope_head_dim,
                 model.kv_latent,
+                model.kv_latent + model.rope_head_dim,
             )
         heads = model.heads / tp
-        self._kv_bytes = kv * BYTES_PER_ELEMENT[model.kv_dtype]  # per token and layer on one device
-        self._qo_bytes = heads * (key + value) * ACTIVATION
-        self._pair_ops = 2 * heads * (key + value)  # per query-key pair: scores, then weighted values
-        self._layer_kinds = tuple(  # (how many layers, tokens each sees)
-            (count, window)
-            for count, window in ((model.layers - model.window_layers, 0), (model.window_layers, model.window))
-            if count
+        peak = self._hardware.peak("bf16") * efficiency.attention_efficiency
+        return _Attention(
+            window,
+            pair=layers * 2 * heads * (key + value) / peak,  # scores, then weighted values
+            cached=layers * kv * BYTES_PER_ELEMENT[model.kv_dtype] / bandwidth,
+            query=layers * heads * (key + value) * ACTIVATION / bandwidth,
         )
 
     def step_time(self, shape: StepShape) -> float:
@@ -78,12 +85,12 @@ class RooflineSteps:
     def decode_stretch(self, decodes: int, context: int) -> Stretch:
         first = self.step_time(StepShape(decodes, context))
         slope, until = 0.0, inf
-        line = self._decode_line(decodes)
-        for layers, window in self._layer_kinds:
-            full = decodes * window if window else inf  # from there on every window is full
+        for kind in self._attention_kinds:
+            full = decodes * kind.window if kind.window else inf  # from there on every window is full
             if context < full:
-                slope += layers * line.slope(context)
-                until = min(until, *(b for b in (line.crossing(), full, inf) if b > context))
+                turn = kind.turn(decodes) - decodes  # from there on compute bounds
+                slope += kind.cached if context < turn else kind.pair
+                until = min(until, full, turn if context < turn else inf)
         steps = inf if until == inf else floor((until - context) / decodes) + 1
         return Stretch(steps, first, slope * decodes)
 
@@ -97,14 +104,15 @@ class RooflineSteps:
     def _count_linear(self, tokens: int) -> float:
         model, tp = self._model, self._tp
         dense = model.layers - model.sparse_layers
-        mlp = self._weights_time(tokens, tokens, model.dense_mlp_parameters / tp) if dense else 0.0
-        time = model.layers * self._weights_time(tokens, tokens, model.attention_parameters / tp) + dense * mlp
+        mlp = self._weights_time(tokens, model.dense_mlp_parameters / tp) if dense else 0.0
+        time = model.layers * self._weights_time(tokens, model.attention_parameters / tp) + dense * mlp
         if model.sparse_layers:
             # a token picks k of E at random: E (1 - (1 - k/E)^tokens) distinct experts are read
             miss = (1 - model.experts_per_token / model.experts) ** tokens
-            read = (model.experts * (1 - miss) + model.shared_experts) * model.expert_parameters / tp
-            run = (model.experts_per_token + model.shared_experts) * model.expert_parameters / tp
-            time += model.sparse_layers * self._time(2 * tokens * run / self._matmul, read * self._weight)
+            touched = model.experts * (1 - miss) * self._expert + model.shared_experts * self._weight
+            routed = model.experts_per_token / self._expert_matmul + model.shared_experts / self._matmul
+            each = model.expert_parameters / tp
+            time += model.sparse_layers * self._time(2 * tokens * each * routed, touched * each)
         width = (
             model.intermediate
             if dense
@@ -119,14 +127,14 @@ class RooflineSteps:
         if time is None:
             model = self._model
             weights = model.embedding_parameters / self._tp if model.kind == "decoder" else 0.0
-            ops = 2 * requests * weights / (self._matmul if self._weight >= ACTIVATION else self._attention)
-            time = self._time(ops, weights * ACTIVATION) + requests * self._engine.request_overhead
+            time = self._time(2 * requests * weights / self._head_matmul, weights * self._head_weight)
+            time += requests * self._engine.request_overhead
             self._head[requests] = time
         return time
 
-    def _weights_time(self, tokens: int, rows: int, weights: float) -> float:
-        """A layer's matrices with ``weights`` elements in all, over ``rows`` rows of activations."""
-        traffic = weights * self._weight + 2 * rows * self._model.hidden * ACTIVATION
+    def _weights_time(self, tokens: int, weights: float) -> float:
+        """A layer's matrices with ``weights`` elements in all, over ``tokens`` rows of activations."""
+        traffic = weights * self._weight + 2 * tokens * self._model.hidden * ACTIVATION
         return self._time(2 * tokens * weights / self._matmul, traffic)
 
     def _time(self, compute: float, traffic: float) -> float:
@@ -134,26 +142,37 @@ class RooflineSteps:
 
     def _chunk_attention(self, chunk: int, past: int) -> float:
         time = 0.0
-        for layers, window in self._layer_kinds:
-            seen = past + chunk if not window else min(past + chunk, chunk + window)
-            pairs = chunk * past + chunk * (chunk + 1) / 2
+        for window, pair, cached, query in self._attention_kinds:
+            seen, pairs = past + chunk, chunk * past + chunk * (chunk + 1) / 2
             if window:
-                pairs = min(pairs, float(chunk * window))
-            traffic = seen * self._kv_bytes + chunk * self._qo_bytes
-            time += layers * self._time(self._pair_ops * pairs / self._attention, traffic)
+                seen, pairs = min(seen, chunk + window), min(pairs, float(chunk * window))
+            compute, traffic = pairs * pair, seen * cached + chunk * query
+            time += compute if compute > traffic else traffic
         return time
 
     def _decode_attention(self, decodes: int, context: int) -> float:
-        line, time = self._decode_line(decodes), 0.0
-        for layers, window in self._layer_kinds:
-            time += layers * line.at(min(context, decodes * window) if window else context)
+        time = 0.0
+        for window, pair, cached, query in self._attention_kinds:
+            seen = (min(context, decodes * window) if window else context) + decodes
+            compute, traffic = seen * pair, seen * cached + decodes * query
+            time += compute if compute > traffic else traffic
         return time
 
-    def _decode_line(self, decodes: int) -> AffineMax:
-        """One layer's attention of ``decodes`` queries over a context in tokens."""
-        line = self._decode_lines.get(decodes)
-        if line is None:
-            ops, kv = self._pair_ops / self._attention, self._kv_bytes / self._memory
-            queries = decodes * self._qo_bytes / self._memory
-            line = self._decode_lines[decodes] = AffineMax(decodes * ops, ops, queries + decodes * kv, kv)
-        return line
+
+class _Attention(NamedTuple):
+    """Attention of the layers of one kind: seconds per unit of work on one device."""
+
+    window: int  # tokens; 0 is full attention
+    pair: float  # compute of one query-key pair
+    cached: float  # reading one cached token
+    query: float  # reading one query and writing its output
+
+    def turn(self, decodes: int) -> float:
+        """Tokens seen by that many queries from which on compute takes longer than memory."""
+        return decodes * self.query / (self.pair - self.cached) if self.pair > self.cached else inf
+
+
+def _layer_kinds(model: ModelSpec) -> list[tuple[int, int]]:
+    """How many layers see all tokens (window 0) and how many only a window of them."""
+    kinds = [(model.layers - model.window_layers, 0), (model.window_layers, model.window)]
+    return [(layers, window) for layers, window in kinds if layers]

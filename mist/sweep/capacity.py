@@ -1,8 +1,9 @@
 """Capacity: the largest arrival rate at which every SLO percentile holds."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from math import inf, log, sqrt
+from dataclasses import dataclass, replace
+from functools import partial
+from math import exp, inf, log, sqrt
 from statistics import fmean
 from time import monotonic
 from typing import Any
@@ -12,12 +13,17 @@ from mist.errors import DeadlineExceeded, ImpossibleLayout, InputError, Unmeetab
 from mist.metrics import Result, doomed
 from mist.perf.base import StepShape
 from mist.request import Request
-from mist.simulate import Scenario, refuse_unmeetable, serve
+from mist.simulate import Scenario, Stop, refuse_unmeetable, serve
 from mist.workload.traffic import Traffic
 
-PRECISION = 1.02  # highest rate known to fail over highest known to hold
-STRIDE = 1.3  # between rates while no bracket is known
+PRECISION = 1.02  # lowest rate known to fail over highest known to hold
+ROUGH = 1.08  # the same, for a first search on every COARSE-th request
+COARSE = 8
+LEAST = 300  # requests worth searching on
+SLOPE = 3.0  # d log(latency) / d log(rate) to begin with
+LEAP = log(2)  # furthest step up, in log(rate)
 IDLE = 1 / 4096  # of the first guess: a rate at which requests are alone
+FLOOD = 4096  # times the first guess: a rate at which they come all at once
 
 Probe = Callable[[float], Result]
 
@@ -86,10 +92,18 @@ def search(scenario: Scenario, traffic: Mapping[int, Traffic], limit_s: float) -
             probes += 1
             return serve(scenario, draws, rate, _until_certain(scenario, len(draws), deadline, limit_s))
 
-        results[seed] = _largest(probe, guess(scenario, draws))
-        if results[seed].verdict == "infeasible":
-            refuse_unmeetable(scenario, draws, results[seed])
-            return Capacity({seed: results[seed]}, probes)  # whatever arrives
+        start = guess(scenario, draws)
+        if len(draws) >= COARSE * LEAST:
+            found = _largest(partial(probe, draws=draws.thinned(COARSE)), start, ROUGH)
+            start = found.rate * 0.95 if found.verdict == "ok" else start  # a shorter cycle takes a little more
+        best = results[seed] = _largest(probe, start, PRECISION)
+        if best.verdict not in ("ok", "infeasible"):  # once more, to the end
+            alone = serve(scenario, draws, best.rate, _before(deadline, limit_s))
+            refuse_unmeetable(scenario, draws, alone)
+            reason = f"even when idle, {alone.reason}"
+            best = results[seed] = replace(alone, verdict="infeasible", reason=reason)
+        if best.verdict == "infeasible":
+            return Capacity({seed: best}, probes)  # whatever arrives
     return Capacity(results, probes)
 
 
@@ -141,15 +155,18 @@ def _constraints(result: Result) -> dict[str, float]:
     return {name: min(log(share), 1.0) if share > 0 else -1.0 for name, share in shares.items()}
 
 
-def _until_certain(
-    scenario: Scenario, cohort: int, deadline: float, limit_s: float
-) -> Callable[[Sequence[Request], float], bool]:
-    def stop(requests: Sequence[Request], now: float) -> bool:
+def _before(deadline: float, limit_s: float) -> Stop:
+    def stop(_requests: Sequence[Request], _now: float) -> bool:
         if monotonic() > deadline:
             raise DeadlineExceeded(f"no verdict after {limit_s:g} s")
-        return doomed(scenario.slo, requests, cohort, now)
+        return False
 
     return stop
+
+
+def _until_certain(scenario: Scenario, cohort: int, deadline: float, limit_s: float) -> Stop:
+    in_time = _before(deadline, limit_s)
+    return lambda requests, now: in_time(requests, now) or doomed(scenario.slo, requests, cohort, now)
 
 
 def guess(scenario: Scenario, traffic: Traffic) -> float:
@@ -169,49 +186,54 @@ def guess(scenario: Scenario, traffic: Traffic) -> float:
                 batch = int(batch / 1.2)
             seconds += answer * steps.step_time(StepShape(batch, batch * context)) / batch
         rates.append(spec.replicas / seconds)
-    return 0.8 * min(rates)
+    return 0.7 * min(rates)
 
 
-def _largest(probe: Probe, start: float) -> Result:
-    """The Result at the largest rate that holds: bracket from ``start``, then bisect in the logarithm.
+def _largest(probe: Probe, start: float, precision: float) -> Result:
+    """The Result at the largest rate that holds, within ``precision`` of one that does not.
 
-    Where no rate holds, the Result of requests served alone, its verdict turned to ``infeasible``.
+    Where no rate holds, the Result of requests served alone.
     """
-    holds, fails = _bracket(probe, start)
-    if holds.verdict != "ok":
-        return holds
-    best, low = holds, holds.rate
-    while fails / low > PRECISION:
-        middle = sqrt(low * fails)
-        result = probe(middle)
-        if result.verdict == "ok":
-            best, low = result, middle
-        else:
-            fails = middle
-    return best
-
-
-def _bracket(probe: Probe, start: float) -> tuple[Result, float]:
-    """A Result that holds and a higher rate that does not."""
-    result, rate, stride = probe(start), start, STRIDE
-    if result.verdict == "infeasible":
-        return result, rate
-    if result.verdict == "ok":
-        while True:
-            rate *= stride
-            higher = probe(rate)
-            if higher.verdict != "ok":
-                return result, rate
-            result, stride = higher, stride * stride
-    while rate > start * IDLE:
-        fails, rate = rate, max(rate / stride, start * IDLE)
-        stride *= stride
+    held: list[Result] = []  # by rising rate
+    fails, rate, retreat = inf, start, 1.04
+    while not held or fails / held[-1].rate > precision:
         result = probe(rate)
+        if result.verdict == "infeasible":
+            return result
         if result.verdict == "ok":
-            return result, fails
-    return _no_capacity(result), rate
+            held.append(result)
+            if rate >= start * FLOOD:
+                return result  # too few requests to overload anything
+        else:
+            fails = rate
+            if not held and rate <= start * IDLE:
+                return result
+        if held and rate > start * FLOOD:
+            break  # too few requests to overload anything
+        if held:
+            rate = _between(held, fails, precision)
+        else:
+            rate, retreat = max(rate / retreat, start * IDLE), retreat**2
+    return held[-1]
 
 
-def _no_capacity(alone: Result) -> Result:
-    """What to say of a deployment that misses the SLO even when idle."""
-    return Result(**{**alone.__dict__, "verdict": "infeasible", "reason": f"even when idle, {alone.reason}"})
+def _between(held: Sequence[Result], fails: float, precision: float) -> float:
+    """The next rate to try, above the last that held and below the first that did not.
+
+    Where the slack of the tightest limit would be used up if it went on as between the last two rates that
+    held; halfway, in the logarithm, where that is beyond what fails.
+    """
+    low, slack = held[-1].rate, _slack(held[-1])
+    slope = SLOPE
+    if len(held) > 1 and _slack(held[-2]) > slack > 0:
+        slope = (_slack(held[-2]) - slack) / log(low / held[-2].rate)
+    aim = low * exp(min(slack / slope, LEAP)) / precision**0.25  # just below, so that the next one closes in
+    least = low * precision ** (2 ** min(len(held) - 1, 4))  # a crawl from below speeds up
+    rate = max(aim, least)
+    return rate if rate < fails / precision**0.25 else sqrt(low * fails)
+
+
+def _slack(result: Result) -> float:
+    """log(limit / observed) of the tightest limit; enough for a stride of a quarter where there is none."""
+    shares = [check.observed / check.limit for check in (result.slo or {}).values()]
+    return -log(max(shares)) if shares and max(shares) > 0 else 0.25 * SLOPE

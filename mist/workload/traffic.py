@@ -36,6 +36,11 @@ class Traffic:
     def __len__(self) -> int:
         return len(self.times)
 
+    def thinned(self, keep: int) -> "Traffic":
+        """Every ``keep``-th request, at unit rate again: the same course of the cycle in fewer requests."""
+        end = len(self) // keep * keep
+        return Traffic(self.times[:end:keep] / keep, self.inputs[:end:keep], self.outputs[:end:keep])
+
 
 class Workload(Protocol):
     """A frozen description of traffic; the same seed draws the same traffic."""

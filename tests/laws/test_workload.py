@@ -314,7 +314,7 @@ def test_the_content_of_a_trace_is_the_hash_of_its_file_and_follows_it(tmp_path)
         ("a.txt", "0 1 1", "workload.path", "a.txt", "no format"),
     ],
 )
-def test_a_bad_trace_is_refused_by_file_and_line(tmp_path, name, text, where, shown, why):  # noqa: PLR0917  # noqa: PLR0917
+def test_a_bad_trace_is_refused_by_file_and_line(tmp_path, name, text, where, shown, why):
     trace = written(tmp_path, name, text)
     with pytest.raises(TraceError, match=why) as error:
         trace.traffic(0)

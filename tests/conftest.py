@@ -1,0 +1,332 @@
+"""Builders shared by the tests: real sheets from conf/, a tiny model, and clusters driven until they drain.
+
+Session fixtures return plain functions, so that property tests may call them as often as they like. A test that
+asks for ``scheduler_name``, ``router_name``, ``hardware_name`` or ``model_name`` runs once for every YAML of that
+noun: whoever adds a file is examined unasked.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import HealthCheck, settings
+
+from mist.build import build
+from mist.clients import llm
+from mist.cluster import Cluster, PoolSpec
+from mist.kernel import Kernel
+from mist.model import ModelSpec
+from mist.network import LinkSpec
+from mist.perf.base import PerfModel, Replica, StepModel, StepShape, Stretch
+from mist.price import PriceList
+from mist.request import Request
+from mist.simulate import Scenario, Window
+from mist.slo import SLO
+from mist.workload.traffic import Traffic
+
+CONF = Path(__file__).parents[1] / "conf"
+NOUNS = ("scheduler", "router", "hardware", "model")
+TINY = ModelSpec("tiny", 2, 64, 4, 2, 16, 128, 256, context=10**9, parameters=1e5)
+
+settings.register_profile("laws", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile("laws")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    for noun in NOUNS:
+        if f"{noun}_name" in metafunc.fixturenames:
+            metafunc.parametrize(f"{noun}_name", sorted(path.stem for path in (CONF / noun).glob("*.yaml")))
+
+
+# step times for tests
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A perf model whose steps take ``step + token * tokens + cached * context`` seconds."""
+
+    step: float = 0.0
+    token: float = 0.0
+    cached: float = 0.0
+
+    def of(self, replica: Replica) -> "Linear":
+        return self
+
+    def step_time(self, shape: StepShape) -> float:
+        return self.step + self.token * shape.tokens + self.cached * shape.context
+
+    def decode_stretch(self, decodes: int, context: int) -> Stretch:
+        return Stretch(inf, self.step_time(StepShape(decodes, context)), self.cached * decodes)
+
+
+@dataclass(frozen=True)
+class Unleapt:
+    """A perf model's own step times, one step at a time."""
+
+    inner: PerfModel | StepModel
+
+    def of(self, replica: Replica) -> "Unleapt":
+        return Unleapt(self.inner.of(replica))
+
+    def step_time(self, shape: StepShape) -> float:
+        return self.inner.step_time(shape)
+
+    def decode_stretch(self, decodes: int, context: int) -> Stretch:
+        return Stretch(1, self.inner.step_time(StepShape(decodes, context)), 0.0)
+
+
+class OneByOne:
+    """The slow twin of mist.decoding.Decoding: every member is updated at every step, nothing is summed up."""
+
+    def __init__(self, block_tokens: int) -> None:
+        self.block_tokens = block_tokens
+        self.step = 0
+        self.members: list[Request] = []
+
+    @property
+    def count(self) -> int:
+        return len(self.members)
+
+    @property
+    def cached(self) -> int:
+        return sum(request.computed for request in self.members)
+
+    @property
+    def blocks_due(self) -> int:
+        return len(self.due(0))
+
+    def due(self, ahead: int) -> list[Request]:
+        return [r for r in self.members if (r.computed + ahead) % self.block_tokens == 0]
+
+    def computed(self, request: Request) -> int:
+        return request.computed
+
+    def blocks_for(self, steps: int) -> int:
+        return sum(len(self.due(ahead)) for ahead in range(steps))
+
+    def steps_within(self, blocks: int, steps: int) -> int:
+        return max(k for k in range(steps + 1) if self.blocks_for(k) <= blocks)
+
+    def steps_to_leaver(self) -> int:
+        return min(request.left for request in self.members)
+
+    def join(self, request: Request) -> None:
+        request.joined = self.step
+        self.members.append(request)
+
+    def leave(self, request: Request) -> None:
+        request.joined = -1
+        self.members.remove(request)
+
+    def advance(self, steps: int) -> list[Request]:
+        done = []
+        for _ in range(steps):
+            self.step += 1
+            for request in sorted(self.members, key=lambda member: member.admitted):
+                request.computed += 1
+                request.blocks = -(-request.computed // self.block_tokens)
+                request.known += 1
+                request.left -= 1
+                if not request.left:
+                    self.leave(request)
+                    done.append(request)
+        return done
+
+
+# builders
+
+
+def _sheet(noun: str, name: str) -> dict[str, Any]:
+    """conf/<noun>/<name>.yaml as plain data."""
+    data: dict[str, Any] = yaml.safe_load((CONF / noun / f"{name}.yaml").read_text())
+    return data
+
+
+def _pool(
+    *,
+    model: str | ModelSpec = "llama-3.1-8b",
+    hardware: str = "h100",
+    scheduler: str = "chunked_prefill",
+    router: str = "round_robin",
+    perf: PerfModel | None = None,
+    limits: Mapping[str, int] | None = None,
+    engine: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> PoolSpec:
+    """A pool from the sheets; ``limits`` are the scheduler's, ``engine`` fields of the engine profile."""
+    config = {
+        "model": model if isinstance(model, ModelSpec) else _sheet("model", model),
+        "hardware": _sheet("hardware", hardware),
+        "engine": _sheet("engine", "vllm") | dict(engine or {}),
+        "perf": _sheet("perf", "roofline"),
+        "scheduler": _sheet("scheduler", scheduler) | dict(limits or {}),
+        "router": _sheet("router", router),
+        **fields,
+    }
+    spec = build(PoolSpec, config)
+    return spec if perf is None else replace(spec, perf=perf)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A workload of ``n`` requests: Poisson arrivals, log-normal prompts, geometric answers."""
+
+    rate: float | None = 1.0
+    n: int = 1000
+    prompt: float = 600.0  # median tokens
+    answer: float = 150.0  # mean tokens
+
+    def own_rate(self) -> float:
+        return 1.0
+
+    def content(self) -> str:
+        return ""
+
+    def traffic(self, seed: int) -> Traffic:
+        draw = np.random.default_rng(seed)
+        times = np.sort(draw.uniform(0, self.n, self.n))
+        inputs = np.clip(draw.lognormal(np.log(self.prompt), 0.8, self.n), 1, 16 * self.prompt).astype(np.int64)
+        outputs = np.minimum(draw.geometric(1 / self.answer, self.n), 8 * self.answer).astype(np.int64)
+        return Traffic(times, inputs, outputs)
+
+
+PRICES = PriceList(
+    "flat", "nobody", "nowhere", "none", "2025-01-01", {p.stem: 3.6 for p in (CONF / "hardware").glob("*")}
+)
+
+
+def _scenario(pools: PoolSpec | Mapping[str, PoolSpec], workload: Drawn | None = None, **fields: Any) -> Scenario:
+    """One pool called ``llm``, or several; every device costs 3.6 $/h unless a price list is given."""
+    named = {"llm": pools} if isinstance(pools, PoolSpec) else pools
+    fields = {"slo": SLO(ttft_p99=1.0, tpot_p99=0.05), "price": PRICES, "window": Window(), **fields}
+    return Scenario(pools=named, workload=workload or Drawn(), **fields)
+
+
+class Watched(Kernel):
+    """A kernel that remembers every instant something was put off to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.instants: set[float] = set()
+
+    def at(self, time: float, *call: Any, **rank: Any) -> None:
+        self.instants.add(time)
+        super().at(time, *call, **rank)
+
+    def each_instant(self) -> Iterator[float]:
+        """Run from one to the next, stopping at each."""
+        while self.instants:
+            now = min(self.instants)
+            self.run(until=now)
+            self.instants.discard(now)
+            yield now
+
+
+@dataclass(frozen=True)
+class Run:
+    """A drained cluster and everybody who went through it, in order of arrival."""
+
+    kernel: Kernel
+    cluster: Cluster
+    requests: list[Request]
+
+    @property
+    def clients(self) -> list[llm.LLMClient]:
+        return [client for pool in self.cluster.pools.values() for client in pool.clients]
+
+    def column(self, name: str) -> np.ndarray:
+        return np.array([getattr(request, name) for request in self.requests])
+
+
+def _drive(
+    pools: PoolSpec | Mapping[str, PoolSpec],
+    arrivals: Iterable[tuple[float, int, int]],
+    link: LinkSpec | None = None,
+    *,
+    one_by_one: bool = False,
+    after_each: Callable[[Run], None] | None = None,
+) -> Run:
+    """Serve (time, input, output) triples until nothing is left to do.
+
+    ``one_by_one`` swaps the slow twin in and forbids leaps; ``after_each`` looks at the run after every instant
+    at which something happened.
+    """
+    named = {"llm": pools} if isinstance(pools, PoolSpec) else dict(pools)
+    with pytest.MonkeyPatch.context() as patch:
+        if one_by_one:
+            patch.setattr(llm, "Decoding", OneByOne)
+            named = {name: replace(spec, perf=Unleapt(spec.perf)) for name, spec in named.items()}
+        kernel = Watched()
+        run = Run(kernel, Cluster(kernel, named, link), [])
+        for id_, (time, input_, output) in enumerate(arrivals):
+            run.requests.append(Request(id_, time, input_, output))
+            kernel.at(time, run.cluster.arrive, run.requests[-1])
+        if after_each is None:
+            kernel.run()
+        else:
+            for _ in kernel.each_instant():
+                after_each(run)
+    return run
+
+
+# the fixtures
+
+
+@pytest.fixture(scope="session")
+def sheet() -> Callable[[str, str], dict[str, Any]]:
+    return _sheet
+
+
+@pytest.fixture(scope="session")
+def make_pool() -> Callable[..., PoolSpec]:
+    return _pool
+
+
+@pytest.fixture(scope="session")
+def make_scenario() -> Callable[..., Scenario]:
+    return _scenario
+
+
+@pytest.fixture(scope="session")
+def drive() -> Callable[..., Run]:
+    return _drive
+
+
+@pytest.fixture(scope="session")
+def drawn() -> type[Drawn]:
+    return Drawn
+
+
+@pytest.fixture(scope="session")
+def linear() -> type[Linear]:
+    return Linear
+
+
+@pytest.fixture(scope="session")
+def one_by_one() -> type[OneByOne]:
+    return OneByOne
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModelSpec:
+    """A model of two layers that fits everything, with an endless context."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def poisson() -> Callable[..., list[tuple[float, int, int]]]:
+    """Poisson arrivals with uniform lengths, as ``drive`` takes them."""
+
+    def arrivals(seed: int, n: int, rate: float, inputs: tuple[int, int], outputs: tuple[int, int]) -> list[Any]:
+        draw = np.random.default_rng(seed)
+        times = np.cumsum(draw.exponential(1 / rate, n)).tolist()
+        prompts = draw.integers(inputs[0], inputs[1] + 1, n).tolist()
+        answers = draw.integers(outputs[0], outputs[1] + 1, n).tolist()
+        return list(zip(times, prompts, answers, strict=True))
+
+    return arrivals

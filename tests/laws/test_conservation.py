@@ -1,0 +1,118 @@
+"""Requests, tokens and blocks are neither lost nor made up, and effects follow their causes."""
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+
+from mist.network import LinkSpec
+from mist.perf.base import StepShape
+from mist.request import Stage
+
+LINK = LinkSpec("wire", 1e7, 1e-4)
+ENGINE = {"block_tokens": 4}
+
+
+@pytest.fixture(params=["one pool", "one pool, little memory", "disaggregated", "disaggregated, little memory"])
+def deployment(request, scheduler_name, router_name, make_pool, tiny, linear):
+    """Pools and link, with little memory or plenty."""
+    blocks = 40 if "little" in request.param else 5000
+    common = {
+        "model": tiny, "scheduler": scheduler_name, "router": router_name, "kv_blocks": blocks, "engine": ENGINE,
+        "limits": {"token_budget": 64, "max_running": 31}, "perf": linear(1e-3, 1e-5, 1e-6), "replicas": 2,
+    }  # fmt: skip
+    if "one" in request.param:
+        return {"llm": make_pool(**common)}, None
+    return {role: make_pool(**common, role=role) for role in ("prefill", "decode")}, LINK
+
+
+@pytest.fixture
+def load(poisson):
+    """120 requests, some of which need more than 160 tokens."""
+    return poisson(3, 120, 3000.0, (1, 60), (1, 110))
+
+
+def test_arrived_is_completed_and_in_flight_and_refused_at_every_instant(deployment, load, drive):
+    pools, link = deployment
+
+    def conserved(run):
+        here = [r for r in run.requests if r.arrived <= run.kernel.now]
+        states = Counter("refused" if r.refused else "completed" if r.finished >= 0 else "in flight" for r in here)
+        cluster = run.cluster
+        seen = {"completed": cluster.completed, "in flight": cluster.in_flight, "refused": cluster.refused}
+        assert Counter(seen) == states
+        assert cluster.arrived == len(here)
+        for client in run.clients:
+            assert 0 <= client.kv.used <= client.kv.peak <= client.kv.total
+
+    run = drive(pools, load, link, after_each=conserved)
+    assert (run.cluster.arrived, run.cluster.in_flight) == (len(load), 0)
+
+
+def test_every_block_is_free_again_when_all_is_done(deployment, load, drive):
+    pools, link = deployment
+    run = drive(pools, load, link)
+    for client in run.clients:
+        assert client.kv.used == 0
+        assert client.kv.peak > 0
+        assert client.decodes.count == client.decodes.cached == client.waiting == len(client.running) == 0
+    assert all(not any(pool.outstanding) for pool in run.cluster.pools.values())
+
+
+def test_a_completed_request_has_sampled_exactly_its_output(deployment, load, drive):
+    pools, link = deployment
+    for request in drive(pools, load, link).requests:
+        if not request.refused:
+            assert request.left == 0
+            assert request.known == request.input + request.output
+            assert request.computed == request.known - 1  # the last token is never read
+            assert request.blocks == 0
+
+
+def test_a_request_is_refused_only_if_it_can_never_be_served(deployment, load, drive):
+    pools, link = deployment
+    for request in drive(pools, load, link).requests:
+        blocks = next(iter(pools.values())).kv_blocks
+        fits = -(-(request.input + request.output) // ENGINE["block_tokens"]) <= blocks
+        assert bool(request.refused) != fits
+        assert (request.finished >= 0) == fits
+        if not fits:
+            assert f"has {blocks}" in request.refused
+
+
+def test_effects_follow_their_causes(deployment, load, drive):
+    pools, link = deployment
+    for request in drive(pools, load, link).requests:
+        if request.refused:
+            assert request.visits == []
+            continue
+        visits = request.visits
+        assert request.arrived <= visits[0].started < request.first_token <= request.finished
+        assert visits[0].queued == request.arrived
+        assert visits[0].finished == request.first_token
+        assert visits[-1].finished == request.finished
+        for visit in visits:
+            assert visit.queued <= visit.started <= visit.finished
+        for before, after in pairwise(visits):
+            assert before.finished == after.queued
+        plan = [Stage.PREFILL, *([Stage.HANDOVER] if link else []), Stage.DECODE]
+        assert [visit.stage for visit in visits] == (plan if request.output > 1 else plan[:1])
+
+
+def test_every_token_is_computed_once_unless_its_cache_was_taken(deployment, load, drive, monkeypatch, linear):
+    pools, link = deployment
+    computed = []
+    step_time, decode_stretch = linear.step_time, linear.decode_stretch
+
+    def counting(self, shape: StepShape) -> float:
+        computed.append(shape.tokens)
+        return step_time(self, shape)
+
+    monkeypatch.setattr(linear, "step_time", counting)
+    monkeypatch.setattr(linear, "decode_stretch", lambda *args: decode_stretch(*args)._replace(steps=1))
+    run = drive(pools, load, link)
+    needed = sum(r.input + r.output - 1 for r in run.requests if not r.refused)
+    if sum(r.preemptions for r in run.requests):
+        assert sum(computed) > needed
+    else:
+        assert sum(computed) == needed
