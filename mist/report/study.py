@@ -72,6 +72,9 @@ def print_answer(answer: Answer, to: Console) -> None:
     to.print()
     if answer.rows:
         to.print(ranked_table(answer.rows, answer.limits, to))
+        same = {key: value for key, value in answer.rows[0].design.items() if key not in _varied(answer.rows[:ROWS])}
+        if same:
+            to.print(Text(f"All of these: {settings(same)}."), soft_wrap=True)
         for note in notes(answer.rows, answer.screen):
             to.print(Text(note, style="dim"), soft_wrap=True)
     elif not answer.unfinished:
@@ -149,8 +152,7 @@ def ranked_table(rows: Sequence[Row], limits: Mapping[str, float], console: Cons
 
 def _table(rows: Sequence[Row], limits: Mapping[str, float], percentiles: tuple[str, ...], gap: int) -> Table:
     shown = rows[:ROWS]
-    keys = list(dict.fromkeys(key for row in shown for key in row.design))
-    keys = [key for key in keys if len({row.design.get(key) for row in shown}) > 1] or keys
+    keys = _varied(shown)
     factor, prefix = scale(rows[0].value)
     table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
     _columns(table, keys, shown)
@@ -177,6 +179,12 @@ def _table(rows: Sequence[Row], limits: Mapping[str, float], percentiles: tuple[
         once = row.rung != rows[0].rung or row.rung == "screen"
         table.add_row(*cells, style="dim" if once else "bold" if i == 0 else "")
     return table
+
+
+def _varied(shown: Sequence[Row]) -> list[str]:
+    """The keys in which these designs differ; all keys of a single one."""
+    keys = list(dict.fromkeys(key for row in shown for key in row.design))
+    return [key for key in keys if len({row.design.get(key) for row in shown}) > 1] or keys
 
 
 def _columns(table: Table, keys: Sequence[str], shown: Sequence[Row]) -> None:

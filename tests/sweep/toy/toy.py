@@ -1,7 +1,8 @@
 """A world that can be judged on paper: compose and judge for the sweep's tests, importable by Ray workers.
 
 ``value = 1e6 * speed[hardware] / price * tp^-0.1 * bump(token_budget)``; l40s with tp=1 does not fit. ``mode``
-makes a design crash, hang, spin, die or answer nonsense; TOY_SLEEP slows every design down; TOY_LOG counts calls.
+makes a design crash, hang, spin, die or answer nonsense; fewer than 50 requests flatter the h100; ``strict`` makes
+tp=1 infeasible on 50; TOY_SLEEP slows every design down; TOY_LOG counts calls.
 """
 
 import os
@@ -42,7 +43,7 @@ class ToyWorkload:
 def compose(overrides):
     config = {"hardware": "h100", "tp": 1, "scheduler": "static", "token_budget": 0, "mode": "fine", "x": 0.0}
     config |= {"workload.path": "", "slo.ttft_p99": 1.0, "price.date": "2026-11-01", "note": "", "slow": 0}
-    config |= {"workload.requests": 50}
+    config |= {"workload.requests": 50, "strict": 0}
     for text in overrides:
         key, _, value = text.partition("=")
         if key not in config:
@@ -72,11 +73,15 @@ def judge(config, traffic, limit_s):
             file.write(f"{config['hardware']} {config['tp']} {config['token_budget']} {config['x']} {list(traffic)}\n")
     time.sleep(float(os.environ.get("TOY_SLEEP", "0")))
     misbehave(config, limit_s)
+    short = all(len(seeded) < 50 for seeded in traffic.values())
+    if config["strict"] and config["tp"] == 1 and not short:
+        return record(0.0, config, {"ttft_p99": 0.5}, f"even when idle, ttft_p99 {config['strict']} s > 1 s")
     noise = float(np.mean([seeded.inputs.mean() for seeded in traffic.values()])) / 1e4
     if config["hardware"] == "l40s" and config["tp"] == 1:
         return record(0.0, config, {"memory": log(1.5)}, "needs 60 GB, has 48 GB")
     bump = 1 + 0.2 * (config["token_budget"] == 2048) + 0.05 * (config["scheduler"] == "chunked")
-    value = 1e6 * SPEED[config["hardware"]] / PRICE[config["hardware"]] * config["tp"] ** -0.1 * bump
+    flattery = 1.2 if short and config["hardware"] == "h100" else 1.0
+    value = flattery * 1e6 * SPEED[config["hardware"]] / PRICE[config["hardware"]] * config["tp"] ** -0.1 * bump
     return record(value * (1 + noise) * (1 - config["x"] ** 2), config, {"ttft_p99": -0.1}, "")
 
 
