@@ -1,6 +1,5 @@
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -71,11 +70,6 @@ def lines():
     return read
 
 
-def _listen():
-    """Ctrl-C is heard even where the tests themselves run in the background, which ignores it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.fixture
 def drive(tmp_path):
     """A driver in a process of its own; the result of ``subprocess.Popen``."""
@@ -92,7 +86,6 @@ def drive(tmp_path):
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            preexec_fn=_listen,
         )
         started.append(driver)
         return driver
