@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from math import ceil
+from math import ceil, inf
 from typing import Any, NamedTuple
 
 from mist import __version__
@@ -14,6 +14,7 @@ from mist.kernel import Kernel
 from mist.metrics import (
     METRICS,
     Check,
+    ClassReport,
     Counts,
     PoolReport,
     Result,
@@ -21,15 +22,17 @@ from mist.metrics import (
     WindowReport,
     latency,
     percentile,
+    split,
+    tail_notes,
     unstable,
     window_notes,
     within,
 )
 from mist.network import LinkSpec
 from mist.price import PriceList
-from mist.request import Request
+from mist.request import UNCLASSED, Request, RequestClass
 from mist.slo import SLO
-from mist.workload.traffic import Traffic, Workload
+from mist.workload.traffic import Traffic, Workload, class_names
 
 LOOKS = 20  # at the run, per window
 
@@ -66,6 +69,10 @@ class Scenario:
         if self.seed < 0:
             raise InputError("seed", self.seed, "must not be negative")
         check_pools(self.pools, self.link)
+        try:
+            self.slo.check_classes(class_names(self.workload))
+        except InputError as error:
+            raise InputError(f"slo.{error.field}", error.value, error.why, error.choices) from None
 
     @property
     def rate(self) -> float:
@@ -108,7 +115,7 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
         return Result("infeasible", str(why), rate, scenario.seed, __version__, dollars_per_hour=dollars)
     cycle, warm = len(traffic), ceil(scenario.window.warmup * len(traffic))
     requests: list[Request] = []
-    source = _arrivals(traffic, rate, warm)
+    source = _arrivals(traffic, rate, warm, scenario.slo)
 
     def arrive(request: Request) -> None:
         requests.append(request)
@@ -133,7 +140,7 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
         if stop(cohort, now) or (look >= LOOKS and all(r.finished >= 0 or r.refused for r in cohort)):
             break
     window = _Window(start, start + length * (len(backlogs) - 1) / LOOKS, warm, cycle, backlogs[0], backlogs[-1])
-    return _result(scenario, cluster, requests, rate, window)
+    return _result(scenario, cluster, requests, rate, window, tuple(traffic.sizes()))
 
 
 def _instant(traffic: Traffic, position: int) -> float:
@@ -142,14 +149,23 @@ def _instant(traffic: Traffic, position: int) -> float:
     return position // cycle * cycle + float(traffic.times[position % cycle])
 
 
-def _arrivals(traffic: Traffic, rate: float, warm: int) -> Iterator[Request]:
+def _arrivals(traffic: Traffic, rate: float, warm: int, slo: SLO) -> Iterator[Request]:
     """Requests ``-warm``, ``-warm + 1``, ... for ever; the first arrives at time 0."""
     cycle = len(traffic)
     times, inputs, outputs = traffic.times.tolist(), traffic.inputs.tolist(), traffic.outputs.tolist()
     origin = _instant(traffic, -warm)
+    kinds = [_promised(kind, slo) for kind in traffic.classes or (UNCLASSED,)]
+    members = [0] * cycle if traffic.members is None else traffic.members.tolist()
     for position in count(-warm):
         whole, part = divmod(position, cycle)
-        yield Request(position, (whole * cycle + times[part] - origin) / rate, inputs[part], outputs[part])
+        arrived, kind = (whole * cycle + times[part] - origin) / rate, kinds[members[part]]
+        yield Request(position, arrived, inputs[part], outputs[part], kind.priority, kind=kind)
+
+
+def _promised(kind: RequestClass, slo: SLO) -> RequestClass:
+    """The class with the limits its requests are held to."""
+    bounds = slo.of(kind.name).bounds
+    return kind._replace(ttft=bounds.get("ttft", inf), tpot=bounds.get("tpot", inf))
 
 
 class _Window(NamedTuple):
@@ -161,15 +177,19 @@ class _Window(NamedTuple):
     backlog_end: int
 
 
-def _result(scenario: Scenario, cluster: Cluster, requests: Sequence[Request], rate: float, window: _Window) -> Result:
+def _result(  # noqa: PLR0917
+    scenario: Scenario,
+    cluster: Cluster,
+    requests: Sequence[Request],
+    rate: float,
+    window: _Window,
+    classes: Sequence[str],
+) -> Result:
     slo, kernel = scenario.slo, cluster.kernel
     cohort = requests[window.warm : window.warm + window.cycle]
     values = {name: [metric(r) for r in cohort] for name, metric in METRICS.items()}
     figures = {name: latency(column) for name, column in values.items()}
-    checks = {}
-    for limit in slo:
-        observed = percentile(values[limit.metric], limit.percentile)
-        checks[limit.name] = Check(limit.limit, observed, observed <= limit.limit)
+    checks = _checks(slo, cohort, values)
     good = within(slo)
     length = window.end - window.start
     done = [r for r in requests if window.start < r.finished <= window.end]
@@ -178,6 +198,8 @@ def _result(scenario: Scenario, cluster: Cluster, requests: Sequence[Request], r
     goodput = sum(r.output for r in in_slo) / length
     dollars = scenario.dollars_per_hour
     notes = window_notes(slo, len(cohort), length, max(window.start, 0.0), figures["e2e"])
+    for name, (own, members) in split(slo, cohort).items():
+        notes.extend(f"class {name}: {note}" for note in tail_notes(own, len(members)) if name)
     if len(cohort) < window.cycle:
         notes.append("the run was stopped early")
     return Result(
@@ -200,6 +222,29 @@ def _result(scenario: Scenario, cluster: Cluster, requests: Sequence[Request], r
         tokens_per_dollar=goodput / (dollars / 3600) if verdict == "ok" else 0.0,
         pools={name: _pool(scenario, pool, kernel.now) for name, pool in cluster.pools.items()},
         requests=tuple(requests),
+        classes={name: _class(slo, name, cohort, done, length) for name in classes} or None,
+    )
+
+
+def _checks(slo: SLO, cohort: Sequence[Request], values: Mapping[str, list[float]]) -> dict[str, Check]:
+    """Every limit by its address below ``slo``."""
+    checks = {}
+    for part, (own, members) in split(slo, cohort).items():
+        for limit in own:
+            column = values[limit.metric] if members is cohort else [METRICS[limit.metric](r) for r in members]
+            observed = percentile(column, limit.percentile)
+            name = f"classes.{part}.{limit.name}" if part else limit.name
+            checks[name] = Check(limit.limit, observed, observed <= limit.limit)
+    return checks
+
+
+def _class(slo: SLO, name: str, cohort: Sequence[Request], done: Sequence[Request], length: float) -> ClassReport:
+    members, good = [r for r in cohort if r.kind.name == name], within(slo)
+    return ClassReport(
+        requests=_counts(members),
+        latency={metric: latency([value(r) for r in members]) for metric, value in METRICS.items()},
+        attainment=sum(map(good, members)) / max(len(members), 1),
+        goodput_tokens_per_second=sum(r.output for r in done if r.kind.name == name and good(r)) / length,
     )
 
 

@@ -87,7 +87,7 @@ def search(scenario: Scenario, traffic: Mapping[int, Traffic], limit_s: float) -
         def probe(rate: float, draws: Traffic = draws) -> Result:
             nonlocal probes
             probes += 1
-            return serve(scenario, draws, rate, _until_certain(scenario, len(draws), deadline, limit_s))
+            return serve(scenario, draws, rate, _until_certain(scenario, draws, deadline, limit_s))
 
         start = guess(scenario, draws)
         if len(draws) >= COARSE * LEAST:
@@ -148,12 +148,14 @@ def _constraints(result: Result) -> dict[str, float]:
 
 
 def _until_certain(
-    scenario: Scenario, cohort: int, deadline: float, limit_s: float
+    scenario: Scenario, traffic: Traffic, deadline: float, limit_s: float
 ) -> Callable[[Sequence[Request], float], bool]:
+    sizes = traffic.sizes()
+
     def stop(requests: Sequence[Request], now: float) -> bool:
         if monotonic() > deadline:
             raise DeadlineExceeded(f"no verdict after {limit_s:g} s")
-        return doomed(scenario.slo, requests, cohort, now)
+        return doomed(scenario.slo, requests, len(traffic), now, sizes)
 
     return stop
 
