@@ -97,6 +97,7 @@ class PoolReport:
     preemptions: int
     steps: int
     dollars_per_hour: float
+    scheduler: str = ""
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,11 @@ from mist.metrics import (
     within,
 )
 from mist.network import LinkSpec
+from mist.policy import Scheduler
 from mist.price import PriceList
 from mist.request import UNCLASSED, Request, RequestClass
 from mist.slo import SLO
-from mist.workload.traffic import Traffic, Workload, class_names
+from mist.workload.traffic import Traffic, Workload, class_names, class_priorities
 
 LOOKS = 20  # at the run, per window
 
@@ -73,6 +74,11 @@ class Scenario:
             self.slo.check_classes(class_names(self.workload))
         except InputError as error:
             raise InputError(f"slo.{error.field}", error.value, error.why, error.choices) from None
+        priorities = class_priorities(self.workload)
+        for name, spec in self.pools.items():
+            if getattr(spec.scheduler, "policy", "") == "priority" and len(priorities) < 2:
+                why = "has no effect: all requests of this workload have one priority (workload=two_class has two)"
+                raise InputError(f"pools.{name}.scheduler.policy", "priority", why)
 
     @property
     def rate(self) -> float:
@@ -280,4 +286,12 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float) -> PoolReport:
         preemptions=sum(client.preemptions for client in clients),
         steps=sum(client.steps for client in clients),
         dollars_per_hour=spec.devices * scenario.price.of(spec.hardware.name),
+        scheduler=_named(spec.scheduler),
     )
+
+
+def _named(scheduler: Scheduler) -> str:
+    """A policy is known by its file, and by the order of its line where that is an option."""
+    name = type(scheduler).__module__.rpartition(".")[2]
+    order = getattr(scheduler, "policy", "fcfs")
+    return name if order == "fcfs" else f"{name} {order}"

@@ -136,6 +136,10 @@ def _metrics(result: Result) -> dict[str, float]:
     }
     for name, figures in (result.latency or {}).items():
         metrics |= {f"{name}_p50": figures.p50, f"{name}_p99": figures.p99}
+    for kind, got in (result.classes or {}).items():
+        metrics[f"classes.{kind}.attainment"] = got.attainment
+        for name, figures in got.latency.items():
+            metrics |= {f"classes.{kind}.{name}_p50": figures.p50, f"classes.{kind}.{name}_p99": figures.p99}
     return {name: value for name, value in metrics.items() if value != inf}
 
 

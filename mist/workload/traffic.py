@@ -75,16 +75,33 @@ class Workload(Protocol):
         """SHA-256 of the file behind the traffic, part of a run's identity; "" where there is none."""
 
 
+class Prioritised(Protocol):
+    """One request class of a workload."""
+
+    @property
+    def priority(self) -> int: ...
+
+
 @runtime_checkable
 class Classed(Protocol):
     """A workload whose requests fall into classes, keyed by name."""
 
     @property
-    def classes(self) -> Mapping[str, object]: ...
+    def classes(self) -> Mapping[str, Prioritised]: ...
 
 
 def class_names(workload: Workload) -> tuple[str, ...]:
+    """The request classes of a workload; none where all requests are alike."""
     return tuple(workload.classes) if isinstance(workload, Classed) else ()
+
+
+def class_priorities(workload: Workload) -> frozenset[int]:
+    """The priorities its requests have."""
+    return (
+        frozenset(known.priority for known in workload.classes.values())
+        if isinstance(workload, Classed)
+        else frozenset({0})
+    )
 
 
 def check_rate(rate: float | None) -> None:
