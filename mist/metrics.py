@@ -1,5 +1,6 @@
 """Timestamps to percentiles, goodput, dollars: the Result."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import inf, isfinite, sqrt
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mist.request import Request, Stage
-from mist.slo import SLO
+from mist.slo import SLO, Limit
 
 METRICS: dict[str, Callable[[Request], float]] = {
     "ttft": lambda r: r.ttft if r.first_token >= 0 else inf,
@@ -56,6 +57,16 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class ClassReport:
+    """What one request class got, of the window's arrivals."""
+
+    requests: Counts
+    latency: Mapping[str, Latency]
+    attainment: float  # share of them within every limit of theirs
+    goodput_tokens_per_second: float  # output tokens of those completed in the window within SLO
+
+
+@dataclass(frozen=True)
 class WindowReport:
     """The steady window: one cycle of the traffic, after warm-up; arrivals went on until its last request ended."""
 
@@ -87,6 +98,7 @@ class PoolReport:
     preemptions: int
     steps: int
     dollars_per_hour: float
+    scheduler: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,7 @@ class Result:
     tokens_per_dollar: float = 0.0  # goodput per dollar; 0 unless the SLO held
     pools: Mapping[str, PoolReport] | None = None
     requests: tuple[Request, ...] = ()
+    classes: Mapping[str, ClassReport] | None = None  # by name, where the workload has classes
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, without the requests; infinite times are None."""
@@ -146,27 +159,61 @@ def latency(values: Sequence[float]) -> Latency:
     return Latency(float(np.mean(values)) if len(values) else 0.0, *(percentile(values, q) for q in PERCENTILES))
 
 
+def split(slo: SLO, requests: Sequence[Request]) -> dict[str, tuple[SLO, Sequence[Request]]]:
+    """The requests by the part of the SLO they are held to, "" for those whose class has no limits of its own."""
+    if not slo.classes:
+        return {"": (slo, requests)}
+    members: dict[str, list[Request]] = {name: [] for name in slo.parts}
+    for request in requests:
+        members[request.kind.name if request.kind.name in slo.classes else ""].append(request)
+    return {name: (own, members[name]) for name, own in slo.parts.items()}
+
+
 def within(slo: SLO) -> Callable[[Request], bool]:
     """Whether a finished request kept every limit; of several on one metric the highest percentile's counts."""
-    last = {limit.metric: limit.limit for limit in slo}  # limits come by rising percentile
-    checks = [(METRICS[metric], limit) for metric, limit in last.items()]
-    return lambda request: all(metric(request) <= limit for metric, limit in checks)
+    parts = {
+        name: [(METRICS[metric], bound) for metric, bound in own.bounds.items()] for name, own in slo.parts.items()
+    }
+    return lambda request: all(metric(request) <= limit for metric, limit in parts.get(request.kind.name, parts[""]))
 
 
-def doomed(slo: SLO, requests: Sequence[Request], cohort: int, now: float) -> bool:
-    """Whether some percentile over ``cohort`` requests is missed already, whatever the rest will do."""
-    for limit in slo:
-        metric = METRICS[limit.metric]
-        late = sum(1 for r in requests if _surely_late(r, limit.metric, metric(r), limit.limit, now))
-        if 100 * late > (100 - limit.percentile) * cohort:  # exact: 1 - 0.9 is less than a tenth
-            return True
-    return False
+class Doomed:
+    """Whether some percentile over ``cohort`` requests is missed already, whatever the rest will do.
+
+    Called again and again with the requests so far and the time; each is settled once. ``sizes`` says how many
+    of them belong to each class that has limits of its own.
+    """
+
+    def __init__(self, slo: SLO, cohort: int, sizes: Mapping[str, int] | None = None) -> None:
+        own = {name: (sizes or {})[name] for name in slo.classes}
+        self._sizes = {**own, "": cohort - sum(own.values())}
+        self._limits = {name: tuple(part) for name, part in slo.parts.items()}
+        self._late: Counter[tuple[str, Limit]] = Counter()
+        self._open: list[Request] = []
+        self._seen = 0
+
+    def __call__(self, requests: Sequence[Request], now: float) -> bool:
+        late, still_open = self._late.copy(), []
+        for request in (*self._open, *requests[self._seen :]):
+            name = request.kind.name if request.kind.name in self._limits else ""
+            missed = [(name, limit) for limit in self._limits[name] if _surely_late(request, limit, now)]
+            late.update(missed)
+            if request.finished >= 0 or request.refused:
+                self._late.update(missed)
+            else:
+                still_open.append(request)
+        self._open, self._seen = still_open, len(requests)
+        # in whole numbers where that matters: 1 - 0.9 is less than a tenth
+        return any(100 * n > (100 - limit.percentile) * self._sizes[name] for (name, limit), n in late.items())
 
 
-def _surely_late(request: Request, metric: str, value: float, limit: float, now: float) -> bool:
+def _surely_late(request: Request, limit: Limit, now: float) -> bool:
+    if limit.metric == "tpot" and request.output == 1:
+        return False
+    value = METRICS[limit.metric](request)
     if value != inf or request.refused:
-        return value > limit
-    return metric != "tpot" and now - request.arrived > limit
+        return value > limit.limit
+    return limit.metric != "tpot" and now - request.arrived > limit.limit
 
 
 def unstable(arrivals: int, backlog_start: int, backlog_end: int) -> bool:
@@ -184,17 +231,22 @@ def window_notes(slo: SLO, cohort: int, length: float, warmup: float, e2e: Laten
 
     ``cohort`` counts its requests, ``length`` and ``warmup`` are seconds.
     """
-    notes = []
-    highest = max((limit.percentile for limit in slo), default=99.0)
-    tail = cohort * (1 - highest / 100)
-    if tail < TAIL:
-        need = int(TAIL / (1 - highest / 100) + 0.5)
-        notes.append(f"{tail:.1f} requests lie beyond P{highest:g}: it takes {need} to tell, the window has {cohort}")
+    notes = [] if slo.classes else tail_notes(slo, cohort)
     if warmup < e2e.p50:
         notes.append(f"warm-up of {warmup:.1f} s is shorter than half of the requests take ({e2e.p50:.1f} s)")
     if length < 3 * e2e.p50:
         notes.append(f"window of {length:.1f} s is shorter than three median requests ({e2e.p50:.1f} s each)")
     return notes
+
+
+def tail_notes(slo: SLO, cohort: int) -> list[str]:
+    """What to say where so many requests do not tell the highest percentile asked for; nothing where they do."""
+    highest = max((limit.percentile for limit in slo), default=99.0)
+    tail = cohort * (1 - highest / 100)
+    if tail >= TAIL:
+        return []
+    need = int(TAIL / (1 - highest / 100) + 0.5)
+    return [f"{tail:.1f} requests lie beyond P{highest:g}: it takes {need} to tell, the window has {cohort}"]
 
 
 def requests_frame(requests: Sequence[Request]) -> pd.DataFrame:
@@ -209,6 +261,9 @@ def requests_frame(requests: Sequence[Request]) -> pd.DataFrame:
         "first_token": [r.first_token if r.first_token >= 0 else np.nan for r in requests],
         "finished": [r.finished if r.finished >= 0 else np.nan for r in requests],
     }
+    if any(r.kind.name for r in requests):
+        columns["class"] = [r.kind.name for r in requests]
+        columns["priority"] = [r.priority for r in requests]
     for stage in Stage:
         visits = [next((v for v in r.visits if v.stage is stage), None) for r in requests]
         if any(visits):

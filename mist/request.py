@@ -2,7 +2,8 @@
 
 from collections.abc import Hashable
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from math import inf
+from typing import Final, NamedTuple, Protocol
 
 
 class Stage(StrEnum):
@@ -20,6 +21,18 @@ class Content(Protocol):
         """Equal for two requests if and only if their tokens up to the end of this block are the same."""
 
 
+class RequestClass(NamedTuple):
+    """What requests of one kind have in common: what they are called and what they were promised."""
+
+    name: str = ""
+    priority: int = 0  # smaller is served first, by policies that look at it
+    ttft: float = inf  # s, the limit on it
+    tpot: float = inf  # s, the limit on it
+
+
+UNCLASSED: Final = RequestClass()
+
+
 class Visit(NamedTuple):
     """One stage as it happened: queued, started and finished in seconds, and where."""
 
@@ -35,8 +48,8 @@ class Request:
 
     __slots__ = (
         "admitted", "arrived", "blocks", "computed", "content", "finished", "first_token", "id", "input", "joined",
-        "known", "leaves", "left", "output", "preemptions", "priority", "queued", "refused", "replica", "started",
-        "table", "visits",
+        "kind", "known", "leaves", "left", "output", "preemptions", "priority", "queued", "refused", "replica",
+        "started", "table", "visits",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917
@@ -47,6 +60,7 @@ class Request:
         output: int,
         priority: int = 0,
         content: Content | None = None,
+        kind: RequestClass = UNCLASSED,
     ) -> None:
         self.id = id  # position in the traffic; negative during warm-up
         self.arrived = arrived  # s
@@ -57,6 +71,7 @@ class Request:
         self.left = output  # tokens still to sample
         self.priority = priority  # smaller is served first, by policies that look at it
         self.content = content  # what its tokens are, for prefix caching; None is like no other request's
+        self.kind = kind  # its class
         self.blocks = 0  # KV blocks held
         self.table: list[int] = []  # which, in a pool that tells them apart
         self.admitted = 0  # ordinal of its last admission
@@ -75,6 +90,11 @@ class Request:
     def pending(self) -> int:
         """Known tokens not yet in the cache."""
         return self.known - self.computed
+
+    @property
+    def deadline(self) -> float:
+        """When its first token is due, seconds."""
+        return self.arrived + self.kind.ttft
 
     @property
     def ttft(self) -> float:

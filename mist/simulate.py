@@ -14,6 +14,7 @@ from mist.kernel import Kernel
 from mist.metrics import (
     METRICS,
     Check,
+    ClassReport,
     Counts,
     PoolReport,
     Result,
@@ -22,15 +23,18 @@ from mist.metrics import (
     latency,
     measured,
     percentile,
+    split,
+    tail_notes,
     unstable,
     window_notes,
     within,
 )
 from mist.network import LinkSpec
+from mist.policy import Scheduler
 from mist.price import PriceList
-from mist.request import Request
+from mist.request import UNCLASSED, Request, RequestClass
 from mist.slo import SLO, Limit
-from mist.workload.traffic import Traffic, Workload
+from mist.workload.traffic import Traffic, Workload, class_names, class_priorities
 
 LOOKS = 20  # at the run, per window
 ALONE = 1 / 4096  # of a rate that is too high: requests hardly ever meet
@@ -68,6 +72,15 @@ class Scenario:
         if self.seed < 0:
             raise InputError("seed", self.seed, "must not be negative")
         check_pools(self.pools, self.link)
+        try:
+            self.slo.check_classes(class_names(self.workload))
+        except InputError as error:
+            raise InputError(f"slo.{error.field}", error.value, error.why, error.choices) from None
+        priorities = class_priorities(self.workload)
+        for name, spec in self.pools.items():
+            if getattr(spec.scheduler, "policy", "") == "priority" and len(priorities) < 2:
+                why = "has no effect: all requests of this workload have one priority (workload=two_class has two)"
+                raise InputError(f"pools.{name}.scheduler.policy", "priority", why)
 
     @property
     def rate(self) -> float:
@@ -134,7 +147,7 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
         return Result("infeasible", str(why), rate, scenario.seed, __version__, dollars_per_hour=dollars)
     cycle, warm = len(traffic), ceil(scenario.window.warmup * len(traffic))
     requests: list[Request] = []
-    source = _arrivals(traffic, rate, warm)
+    source = _arrivals(traffic, rate, warm, scenario.slo)
 
     def arrive(request: Request) -> None:
         requests.append(request)
@@ -159,7 +172,7 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
         if stop(cohort, now) or (look >= LOOKS and all(r.finished >= 0 or r.refused for r in cohort)):
             break
     window = _Window(start, start + length * (len(backlogs) - 1) / LOOKS, warm, cycle, backlogs[0], backlogs[-1])
-    return _result(scenario, cluster, requests, rate, window)
+    return _result(scenario, cluster, requests, rate, window, tuple(traffic.sizes()))
 
 
 def _instant(traffic: Traffic, position: int) -> float:
@@ -168,14 +181,23 @@ def _instant(traffic: Traffic, position: int) -> float:
     return position // cycle * cycle + float(traffic.times[position % cycle])
 
 
-def _arrivals(traffic: Traffic, rate: float, warm: int) -> Iterator[Request]:
+def _arrivals(traffic: Traffic, rate: float, warm: int, slo: SLO) -> Iterator[Request]:
     """Requests ``-warm``, ``-warm + 1``, ... for ever; the first arrives at time 0."""
     cycle = len(traffic)
     times, inputs, outputs = traffic.times.tolist(), traffic.inputs.tolist(), traffic.outputs.tolist()
     origin = _instant(traffic, -warm)
+    kinds = [_promised(kind, slo) for kind in traffic.classes or (UNCLASSED,)]
+    members = [0] * cycle if traffic.members is None else traffic.members.tolist()
     for position in count(-warm):
         whole, part = divmod(position, cycle)
-        yield Request(position, (whole * cycle + times[part] - origin) / rate, inputs[part], outputs[part])
+        arrived, kind = (whole * cycle + times[part] - origin) / rate, kinds[members[part]]
+        yield Request(position, arrived, inputs[part], outputs[part], kind.priority, kind=kind)
+
+
+def _promised(kind: RequestClass, slo: SLO) -> RequestClass:
+    """The class with the limits its requests are held to."""
+    bounds = slo.of(kind.name).bounds
+    return kind._replace(ttft=bounds.get("ttft", inf), tpot=bounds.get("tpot", inf))
 
 
 class _Window(NamedTuple):
@@ -187,15 +209,19 @@ class _Window(NamedTuple):
     backlog_end: int
 
 
-def _result(scenario: Scenario, cluster: Cluster, requests: Sequence[Request], rate: float, window: _Window) -> Result:
+def _result(  # noqa: PLR0917
+    scenario: Scenario,
+    cluster: Cluster,
+    requests: Sequence[Request],
+    rate: float,
+    window: _Window,
+    classes: Sequence[str],
+) -> Result:
     slo, kernel = scenario.slo, cluster.kernel
     cohort = requests[window.warm : window.warm + window.cycle]
     values = {name: measured(name, cohort) for name in METRICS}
     figures = {name: latency(column) for name, column in values.items()}
-    checks = {}
-    for limit in slo:
-        observed = percentile(values[limit.metric], limit.percentile)
-        checks[limit.name] = Check(limit.limit, observed, observed <= limit.limit)
+    checks = _checks(slo, cohort, values)
     good = within(slo)
     length = window.end - window.start
     done = [r for r in requests if window.start < r.finished <= window.end]
@@ -204,6 +230,8 @@ def _result(scenario: Scenario, cluster: Cluster, requests: Sequence[Request], r
     goodput = sum(r.output for r in in_slo) / length
     dollars = scenario.dollars_per_hour
     notes = window_notes(slo, len(cohort), length, max(window.start, 0.0), figures["e2e"])
+    for name, (own, members) in split(slo, cohort).items():
+        notes.extend(f"class {name}: {note}" for note in tail_notes(own, len(members)) if name)
     if len(cohort) < window.cycle:
         notes.append("the run was stopped early")
     return Result(
@@ -226,6 +254,29 @@ def _result(scenario: Scenario, cluster: Cluster, requests: Sequence[Request], r
         tokens_per_dollar=goodput / (dollars / 3600) if verdict == "ok" else 0.0,
         pools={name: _pool(scenario, pool, kernel.now) for name, pool in cluster.pools.items()},
         requests=tuple(requests),
+        classes={name: _class(slo, name, cohort, done, length) for name in classes} or None,
+    )
+
+
+def _checks(slo: SLO, cohort: Sequence[Request], values: Mapping[str, list[float]]) -> dict[str, Check]:
+    """Every limit by its address below ``slo``."""
+    checks = {}
+    for part, (own, members) in split(slo, cohort).items():
+        for limit in own:
+            column = values[limit.metric] if members is cohort else [METRICS[limit.metric](r) for r in members]
+            observed = percentile(column, limit.percentile)
+            name = f"classes.{part}.{limit.name}" if part else limit.name
+            checks[name] = Check(limit.limit, observed, observed <= limit.limit)
+    return checks
+
+
+def _class(slo: SLO, name: str, cohort: Sequence[Request], done: Sequence[Request], length: float) -> ClassReport:
+    members, good = [r for r in cohort if r.kind.name == name], within(slo)
+    return ClassReport(
+        requests=_counts(members),
+        latency={metric: latency([value(r) for r in members]) for metric, value in METRICS.items()},
+        attainment=sum(map(good, members)) / max(len(members), 1),
+        goodput_tokens_per_second=sum(r.output for r in done if r.kind.name == name and good(r)) / length,
     )
 
 
@@ -261,4 +312,12 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float) -> PoolReport:
         preemptions=sum(client.preemptions for client in clients),
         steps=sum(client.steps for client in clients),
         dollars_per_hour=spec.devices * scenario.price.of(spec.hardware.name),
+        scheduler=_named(spec.scheduler),
     )
+
+
+def _named(scheduler: Scheduler) -> str:
+    """A policy is known by its file, and by the order of its line where that is an option."""
+    name = type(scheduler).__module__.rpartition(".")[2]
+    order = getattr(scheduler, "policy", "fcfs")
+    return name if order == "fcfs" else f"{name} {order}"

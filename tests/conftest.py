@@ -5,7 +5,7 @@ asks for ``scheduler_name``, ``router_name``, ``hardware_name`` or ``model_name`
 noun: whoever adds a file is examined unasked.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -24,7 +24,7 @@ from mist.model import ModelSpec
 from mist.network import LinkSpec
 from mist.perf.base import PerfModel, Replica, StepModel, StepShape, Stretch
 from mist.price import PriceList
-from mist.request import Request
+from mist.request import UNCLASSED, Request, RequestClass
 from mist.simulate import Scenario, Window
 from mist.slo import SLO
 from mist.workload.traffic import Traffic
@@ -249,9 +249,10 @@ def _drive(
     link: LinkSpec | None = None,
     *,
     one_by_one: bool = False,
+    kinds: Sequence[RequestClass] = (UNCLASSED,),
     after_each: Callable[[Run], None] | None = None,
 ) -> Run:
-    """Serve (time, input, output) triples until nothing is left to do.
+    """Serve (time, input, output) triples until nothing is left to do; their classes are ``kinds`` in turn.
 
     ``one_by_one`` swaps the slow twin in and forbids leaps; ``after_each`` looks at the run after every instant
     at which something happened.
@@ -264,7 +265,8 @@ def _drive(
         kernel = Watched()
         run = Run(kernel, Cluster(kernel, named, link), [])
         for id_, (time, input_, output) in enumerate(arrivals):
-            run.requests.append(Request(id_, time, input_, output))
+            kind = kinds[id_ % len(kinds)]
+            run.requests.append(Request(id_, time, input_, output, kind.priority, kind=kind))
             kernel.at(time, run.cluster.arrive, run.requests[-1])
         if after_each is None:
             kernel.run()

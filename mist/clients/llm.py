@@ -104,6 +104,12 @@ class LLMClient:
     def hit(self, request: Request) -> int:
         return self.kv.hit(request)
 
+    def cached(self, request: Request) -> int:
+        return self.decodes.computed(request) if request.joined >= 0 else request.computed
+
+    def step_time(self, chunks: tuple[tuple[int, int], ...]) -> float:
+        return self.steptimes.step_time(StepShape(self.decodes.count, self.decodes.cached, chunks))
+
     def need(self, request: Request, tokens: int) -> int:
         if request.joined >= 0:
             return int(self.decodes.computed(request) % self.kv.block_tokens == 0)

@@ -20,6 +20,8 @@ def simulation(result: Result) -> RenderableType:
     parts: list[RenderableType] = [deployment(result), Text()]
     parts.append(_served(result))
     parts.append(latency_table(result))
+    if result.classes:
+        parts.extend((Text(), class_table(result)))
     parts.extend(Text(f"note: {note}", "yellow") for note in _notes(result))
     parts.append(_verdict(result))
     return Group(*parts)
@@ -46,8 +48,10 @@ def capacity(answer: Capacity) -> RenderableType:
 def deployment(result: Result) -> Table:
     """One line per pool."""
     table = Table(box=None, pad_edge=False, header_style=DIM)
-    for name in ("pool", "replicas", "model", "engine", "step time", "KV tokens fit", "peak KV", "busy", "preempted"):
-        table.add_column(name, justify="left" if name in ("pool", "model", "engine", "step time") else "right")
+    words = ("pool", "model", "engine", "scheduler", "step time")
+    figures = ("KV tokens fit", "peak KV", "busy", "preempted")
+    for name in ("pool", "replicas", *words[1:], *figures):
+        table.add_column(name, justify="left" if name in words else "right")
     table.add_column("$/h", justify="right")
     for name, pool in (result.pools or {}).items():
         table.add_row(name, *_pool(pool))
@@ -58,6 +62,7 @@ def _pool(pool: PoolReport) -> Iterator[str]:
     yield f"{pool.replicas} x {pool.tp} {pool.hardware}" if pool.tp > 1 else f"{pool.replicas} x {pool.hardware}"
     yield pool.model
     yield pool.engine
+    yield pool.scheduler
     yield pool.perf
     yield f"{pool.kv_tokens:,}"
     yield f"{pool.kv_peak:.0%}"
@@ -92,9 +97,40 @@ def latency_table(result: Result) -> Table:
     for name in ("mean", "P50", "P90", "P95", "P99"):
         table.add_column(name, justify="right")
     table.add_column("limits", justify="left")
+    checks = {} if _by_class(result) else result.slo or {}
     for metric, figures in (result.latency or {}).items():
-        table.add_row(metric.upper(), *_figures(figures), _limits(metric, result.slo or {}))
+        table.add_row(metric.upper(), *_figures(figures), _limits(metric, checks))
     return table
+
+
+def _by_class(result: Result) -> bool:
+    """Whether some limits hold for one class only, so that none holds for everybody."""
+    return any(name.startswith("classes.") for name in result.slo or {})
+
+
+def class_table(result: Result) -> Table:
+    """Every request class against the limits it is held to; those of no class are told of all who share them."""
+    table = Table(box=None, pad_edge=False, header_style=DIM)
+    columns = ("class", "requests", "within SLO", "goodput", "TTFT P50", "P99", "TPOT P50", "P99", "limits")
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("class", "limits") else "right")
+    for name, got in (result.classes or {}).items():
+        tails = [seconds(value) for m in ("ttft", "tpot") for value in (got.latency[m].p50, got.latency[m].p99)]
+        share, tokens = f"{got.attainment:.2%}", f"{got.goodput_tokens_per_second:,.0f} tok/s"
+        limits = _class_limits(name, result.slo or {}) if _by_class(result) else Text("as above", DIM)
+        table.add_row(name, f"{got.requests.arrived:,}", share, tokens, *tails, limits)
+    return table
+
+
+def _class_limits(name: str, checks: Mapping[str, Check]) -> Text:
+    prefix = f"classes.{name}."
+    own = {limit.removeprefix(prefix): check for limit, check in checks.items() if limit.startswith(prefix)}
+    text = Text()
+    for metric in ("ttft", "tpot", "e2e"):
+        limits = _limits(metric, own or checks)
+        if limits:
+            text.append(f"{metric.upper()} ").append(limits)
+    return text
 
 
 def _figures(figures: Latency) -> Iterator[str]:

@@ -14,11 +14,12 @@ class ChunkedPrefill:
 
     Admission is first come, first served: the head of the line enters when its whole known sequence fits
     the free blocks, though only its chunk's are taken. A step that preempts admits nobody, or the two would
-    chase each other.
+    chase each other. No chunk exceeds ``long_prefill_threshold`` tokens, so that short prompts get by a long one.
     """
 
     token_budget: int = 2048
     max_running: int = 256
+    long_prefill_threshold: int = 0  # tokens; 0 is none
 
     def __post_init__(self) -> None:
         if self.max_running < 1:
@@ -26,13 +27,16 @@ class ChunkedPrefill:
         if self.token_budget <= self.max_running:
             # a full batch of decodes would leave prompts nothing, for ever
             raise InputError("token_budget", self.token_budget, f"must exceed max_running ({self.max_running})")
+        if self.long_prefill_threshold < 0:
+            raise InputError("long_prefill_threshold", self.long_prefill_threshold, "must not be negative")
 
     def schedule(self, view: EngineView) -> Iterator[Decision]:
         yield from youngest_give_way(view)
         budget = self.token_budget - view.decoding
+        longest = self.long_prefill_threshold or budget
         yield DECODES
         for request in tuple(view.prefilling):
-            tokens = min(request.pending, budget)
+            tokens = min(request.pending, longest, budget)
             if tokens == 0:
                 return
             while view.need(request, request.computed + tokens) > view.free:
@@ -47,6 +51,6 @@ class ChunkedPrefill:
         while budget and len(view.running) < self.max_running and (head := view.head) is not None:
             if view.need(head, head.known) > view.free:
                 return
-            tokens = min(head.known - view.hit(head), budget)
+            tokens = min(head.known - view.hit(head), longest, budget)
             yield Grant(head, tokens)
             budget -= tokens

@@ -10,7 +10,7 @@ from typing import Any
 
 from mist.build import build
 from mist.errors import DeadlineExceeded, ImpossibleLayout, InputError, UnmeetableSLO, as_typed
-from mist.metrics import Result, doomed
+from mist.metrics import Doomed, Result
 from mist.perf.base import StepShape
 from mist.request import Request
 from mist.simulate import Scenario, Stop, refuse_unmeetable, serve
@@ -90,7 +90,7 @@ def search(scenario: Scenario, traffic: Mapping[int, Traffic], limit_s: float) -
         def probe(rate: float, draws: Traffic = draws) -> Result:
             nonlocal probes
             probes += 1
-            return serve(scenario, draws, rate, _until_certain(scenario, len(draws), deadline, limit_s))
+            return serve(scenario, draws, rate, _until_certain(scenario, draws, deadline, limit_s))
 
         start = guess(scenario, draws)
         if len(draws) >= COARSE * LEAST:
@@ -144,6 +144,10 @@ def _metrics(result: Result) -> dict[str, float]:
     }
     for name, figures in (result.latency or {}).items():
         metrics |= {f"{name}_p50": figures.p50, f"{name}_p99": figures.p99}
+    for kind, got in (result.classes or {}).items():
+        metrics[f"classes.{kind}.attainment"] = got.attainment
+        for name, figures in got.latency.items():
+            metrics |= {f"classes.{kind}.{name}_p50": figures.p50, f"classes.{kind}.{name}_p99": figures.p99}
     return {name: value for name, value in metrics.items() if value != inf}
 
 
@@ -164,9 +168,9 @@ def _before(deadline: float, limit_s: float) -> Stop:
     return stop
 
 
-def _until_certain(scenario: Scenario, cohort: int, deadline: float, limit_s: float) -> Stop:
-    in_time = _before(deadline, limit_s)
-    return lambda requests, now: in_time(requests, now) or doomed(scenario.slo, requests, cohort, now)
+def _until_certain(scenario: Scenario, traffic: Traffic, deadline: float, limit_s: float) -> Stop:
+    in_time, doomed = _before(deadline, limit_s), Doomed(scenario.slo, len(traffic), traffic.sizes())
+    return lambda requests, now: in_time(requests, now) or doomed(requests, now)
 
 
 def guess(scenario: Scenario, traffic: Traffic) -> float:

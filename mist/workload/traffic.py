@@ -1,12 +1,14 @@
 """Who arrives and what they ask for: the form every workload takes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mist.errors import InputError
+from mist.request import RequestClass
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,11 +18,14 @@ class Traffic:
     ``times`` (shape [n], non-decreasing, in [0, n)) are arrival instants in units of the mean gap, so that
     request i of cycle c arrives at ``(c * n + times[i]) / rate`` seconds and every rate replays the same
     draws (common random numbers). ``inputs`` and ``outputs`` (shape [n], tokens) belong to the same request.
+    ``members`` (shape [n]), where there are ``classes``, are indices into them.
     """
 
     times: NDArray[np.float64]
     inputs: NDArray[np.int64]
     outputs: NDArray[np.int64]
+    classes: tuple[RequestClass, ...] = ()
+    members: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.times)
@@ -28,6 +33,8 @@ class Traffic:
             raise InputError("requests", 0, "a workload needs at least one request")
         if not (len(self.inputs) == len(self.outputs) == n):
             raise ValueError(f"{n} times, {len(self.inputs)} inputs, {len(self.outputs)} outputs")
+        if bool(self.classes) != (self.members is not None) or (self.members is not None and len(self.members) != n):
+            raise ValueError(f"{n} times, {len(self.classes)} classes, members {self.members}")
         if self.times[0] < 0 or self.times[-1] >= n or np.any(np.diff(self.times) < 0):
             raise ValueError("times must rise within [0, n)")
         if self.inputs.min() < 1 or self.outputs.min() < 1:
@@ -39,7 +46,16 @@ class Traffic:
     def thinned(self, keep: int) -> "Traffic":
         """Every ``keep``-th request, at unit rate again: the same course of the cycle in fewer requests."""
         end = len(self) // keep * keep
-        return Traffic(self.times[:end:keep] / keep, self.inputs[:end:keep], self.outputs[:end:keep])
+        members = None if self.members is None else self.members[:end:keep]
+        times, inputs, outputs = self.times[:end:keep] / keep, self.inputs[:end:keep], self.outputs[:end:keep]
+        return Traffic(times, inputs, outputs, self.classes, members)
+
+    def sizes(self) -> dict[str, int]:
+        """Requests in a cycle by class; empty where there are no classes."""
+        if self.members is None:
+            return {}
+        counts = np.bincount(self.members, minlength=len(self.classes)).tolist()
+        return {known.name: count for known, count in zip(self.classes, counts, strict=True)}
 
 
 class Workload(Protocol):
@@ -57,6 +73,35 @@ class Workload(Protocol):
 
     def content(self) -> str:
         """SHA-256 of the file behind the traffic, part of a run's identity; "" where there is none."""
+
+
+class Prioritised(Protocol):
+    """One request class of a workload."""
+
+    @property
+    def priority(self) -> int: ...
+
+
+@runtime_checkable
+class Classed(Protocol):
+    """A workload whose requests fall into classes, keyed by name."""
+
+    @property
+    def classes(self) -> Mapping[str, Prioritised]: ...
+
+
+def class_names(workload: Workload) -> tuple[str, ...]:
+    """The request classes of a workload; none where all requests are alike."""
+    return tuple(workload.classes) if isinstance(workload, Classed) else ()
+
+
+def class_priorities(workload: Workload) -> frozenset[int]:
+    """The priorities its requests have."""
+    return (
+        frozenset(known.priority for known in workload.classes.values())
+        if isinstance(workload, Classed)
+        else frozenset({0})
+    )
 
 
 def check_rate(rate: float | None) -> None:

@@ -7,7 +7,7 @@ from math import ceil, inf
 import numpy as np
 import pytest
 
-from mist.metrics import METRICS, doomed, percentile, unstable
+from mist.metrics import METRICS, Doomed, percentile, unstable
 from mist.price import PriceList
 from mist.request import Request
 from mist.simulate import Scenario, Window, serve
@@ -229,7 +229,7 @@ def test_a_percentile_is_doomed_exactly_when_it_will_be_missed():
                 for i, request in enumerate(requests):
                     request.first_token = request.finished = 2.0 if i < late else 0.5
                 missed = percentile([r.ttft for r in requests], q) > 1.0
-                assert doomed(slo, requests, n, 3.0) == missed, (q, n, late)
+                assert Doomed(slo, n)(requests, 3.0) == missed, (q, n, late)
 
 
 def test_an_early_stop_never_changes_a_verdict(make_pool, make_scenario, drawn):
@@ -246,7 +246,7 @@ def test_an_early_stop_never_changes_a_verdict(make_pool, make_scenario, drawn):
         scenario = make_scenario(pools[case % 3], slo=slo)
         traffic, rate = drawn(n=n).traffic(case), float(draw.choice([1.0, 4.0, 8.0, 16.0, 40.0]))
         whole = serve(scenario, traffic, rate)
-        cut = serve(scenario, traffic, rate, lambda requests, now, slo=slo, n=n: doomed(slo, requests, n, now))
+        cut = serve(scenario, traffic, rate, Doomed(slo, n))
         assert (cut.verdict == "ok") == (whole.verdict == "ok")
         if whole.verdict == "ok":
             assert cut.to_json() == whole.to_json()

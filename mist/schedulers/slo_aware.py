@@ -1,0 +1,107 @@
+"""Earliest deadline first, with prompt chunks cut to what the decodes' TPOT limits leave."""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import inf
+
+from mist.errors import InputError
+from mist.policy import DECODES, Decision, EngineView, Grant, Preempt
+from mist.request import Request
+from mist.schedulers.memory import youngest_give_way
+
+
+@dataclass(frozen=True)
+class SLOAware:
+    """Every step carries all decodes; prompts share the rest of it, the one whose first token is due first ahead.
+
+    A request's first token is due at its arrival plus its class's TTFT limit: earliest deadline first (Liu and
+    Layland, JACM 20(1), 1973), in line and among prompts begun, so that an urgent prompt overtakes a long one
+    between two chunks of it. Token k after the first is due at the first token's time plus k TPOT limits: no
+    chunk may make the step last, by the engine's own step model, until some decoding request's next token is
+    late (dynamic chunking by slack: Niyama, arXiv:2503.22562, section 3; token allocation under several SLOs:
+    SLOs-Serve, arXiv:2504.08784; decodes are never left out: Sarathi-Serve, arXiv:2403.02310). Of the first
+    prompt ``least_chunk`` tokens go through whatever they do, or prompts would starve beside decodes that are
+    behind. Without limits it is chunked prefill, first come, first served.
+    """
+
+    token_budget: int = 8192
+    max_running: int = 256
+    long_prefill_threshold: int = 0  # tokens; 0 is none
+    least_chunk: int = 256  # tokens
+
+    def __post_init__(self) -> None:
+        for field in ("max_running", "least_chunk"):
+            if getattr(self, field) < 1:
+                raise InputError(field, getattr(self, field), "must be at least 1")
+        if self.token_budget <= self.max_running:
+            # a full batch of decodes would leave prompts nothing, for ever
+            raise InputError("token_budget", self.token_budget, f"must exceed max_running ({self.max_running})")
+        if self.long_prefill_threshold < 0:
+            raise InputError("long_prefill_threshold", self.long_prefill_threshold, "must not be negative")
+
+    def place(self, request: Request) -> float:
+        """The deadline of the first token; requests without one come last, in order of arrival."""
+        return request.deadline
+
+    def schedule(self, view: EngineView) -> Iterator[Decision]:
+        yield from youngest_give_way(view)
+        due = next_due(view)
+        budget = self.token_budget - view.decoding
+        yield DECODES
+        chunks: tuple[tuple[int, int], ...] = ()
+        begun = sorted(view.prefilling, key=_urgency, reverse=True)
+        while budget:
+            head = self._admissible(view)
+            newcomer = head is not None and (not begun or _urgency(head) < _urgency(begun[-1]))
+            request = head if newcomer else begun.pop() if begun else None
+            if request is None:
+                return
+            past = view.hit(request) if newcomer else request.computed
+            tokens = self._chunk(view, chunks, request.known - past, past, budget, due)
+            if not tokens:
+                return
+            while view.need(request, past + tokens) > view.free:
+                victim = view.youngest
+                yield Preempt(victim)
+                if victim is request:
+                    return
+                begun = [prompt for prompt in begun if prompt is not victim]
+            yield Grant(request, tokens)
+            chunks += ((tokens, past),)
+            budget -= tokens
+
+    def _admissible(self, view: EngineView) -> Request | None:
+        """The head of the line, if its whole known sequence fits; a step that preempts admits nobody."""
+        head = view.head
+        if head is None or view.preempted or len(view.running) >= self.max_running:
+            return None
+        return head if view.need(head, head.known) <= view.free else None
+
+    def _chunk(  # noqa: PLR0917
+        self, view: EngineView, before: tuple[tuple[int, int], ...], pending: int, past: int, budget: int, due: float
+    ) -> int:
+        """The most tokens of this prompt that let every decoding request have its next token when it is due."""
+        most = min(pending, self.long_prefill_threshold or pending, budget)
+        least = 0 if before else min(most, self.least_chunk)
+        allowed = due - view.now
+        if allowed == inf or view.step_time((*before, (most, past))) <= allowed:
+            return most
+        longer = range(least + 1, most + 1)
+        return least + bisect_right(longer, allowed, key=lambda tokens: view.step_time((*before, (tokens, past))))
+
+
+def next_due(view: EngineView) -> float:
+    """When the first of the decoding requests' next tokens is due, seconds; endless without TPOT limits."""
+    return min(
+        (
+            request.first_token + (view.cached(request) - request.input + 1) * request.kind.tpot
+            for request in view.running
+            if request.joined >= 0 and request.kind.tpot < inf
+        ),
+        default=inf,
+    )
+
+
+def _urgency(request: Request) -> tuple[float, float, int]:
+    return request.deadline, request.arrived, request.id
