@@ -85,8 +85,8 @@ class Pool:
         model, tokens = self.spec.model, request.input + request.output
         if tokens > model.context:
             return f"{tokens} tokens, {model.name} takes {model.context}"
-        block_tokens = self.spec.engine.block_tokens
-        need = -(-tokens // block_tokens)
+        held = request.input + 1 if self.spec.role == "prefill" else tokens  # prefill hands over after one token
+        need = -(-held // self.spec.engine.block_tokens)
         return f"needs {need} KV blocks, a replica of {self.name} has {self.blocks}" if need > self.blocks else ""
 
 

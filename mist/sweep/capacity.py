@@ -208,8 +208,6 @@ def _largest(probe: Probe, start: float, precision: float) -> Result:
             fails = rate
             if not held and rate <= start * IDLE:
                 return result
-        if held and rate > start * FLOOD:
-            break  # too few requests to overload anything
         if held:
             rate = _between(held, fails, precision)
         else:

@@ -77,7 +77,7 @@ def test_a_design_that_fits_nowhere_is_an_answer(make_pool, make_scenario, drawn
     found = search(scenario, {seed: drawn(n=50).traffic(seed) for seed in (0, 1)}, inf)
     assert (found.rate, found.tokens_per_dollar, found.probes) == (0.0, 0.0, 1)
     assert found.worst.verdict == "infeasible"
-    assert found.worst.reason.startswith("llama-3.1-70b needs 141 GB of weights, 2 x l40s hold")
+    assert found.worst.reason.startswith("llama-3.1-70b needs 141 GB of weights, 2 x l40s hold 96 GB")
     assert found.to_json()["reason"] == found.worst.reason
 
 

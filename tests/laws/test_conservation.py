@@ -80,6 +80,21 @@ def test_a_request_is_refused_only_if_it_can_never_be_served(deployment, load, d
             assert f"has {blocks}" in request.refused
 
 
+def test_a_prefill_client_needs_no_room_for_the_answer(scheduler_name, make_pool, drive, tiny):
+    common = {
+        "model": tiny,
+        "scheduler": scheduler_name,
+        "engine": ENGINE,
+        "limits": {"token_budget": 64, "max_running": 31},
+    }
+    pools = {role: make_pool(**common, role=role, kv_blocks=n) for role, n in (("prefill", 10), ("decode", 40))}
+    run = drive(pools, [(0.0, 39, 100), (0.0, 40, 100), (0.1, 20, 140), (0.2, 20, 141)], LINK)
+    assert [bool(request.refused) for request in run.requests] == [False, True, False, True]
+    assert run.cluster.completed == 2
+    assert "needs 11 KV blocks, a replica of prefill has 10" in run.requests[1].refused
+    assert "needs 41 KV blocks, a replica of decode has 40" in run.requests[3].refused
+
+
 def test_effects_follow_their_causes(deployment, load, drive):
     pools, link = deployment
     for request in drive(pools, load, link).requests:

@@ -1,5 +1,6 @@
 """A driver process that tests may kill: ``drive.py run SWEEP RESULTS k=v ...`` or ``drive.py resume RUN``."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from mist.sweep.study import resume, run
 TOY = World("toy.compose", "toy.canonical", "toy.judge")
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # even where the tests run in the background
     verb, what, *rest = sys.argv[1:]
     if verb == "resume":
         sys.exit(resume(Path(what), world=TOY))
