@@ -39,6 +39,8 @@ def run(name: str, overrides: Sequence[str] = (), *, world: World = MIST, result
     sweep = question.sweep(data)
     loads = Workloads()
     inputs = reach(sweep, world, loads)
+    if sweep.workers == "ray" and sweep.ray.address:
+        workers.knock(sweep.ray.address)
     base = world.compose(sweep.overrides({}))
     slo = build(SLO, base.get("slo", {}), "slo")
     manifest = {

@@ -146,7 +146,7 @@ def connect(options: RayOptions) -> Any:
         store = int(options.object_store)
         ray.init("local", num_cpus=options.cpus, include_dashboard=False, object_store_memory=store, **quiet)
         return ray
-    _knock(options.address)
+    knock(options.address)
     package = str(Path(__file__).parents[1])
     try:  # the cluster computes with this driver's sources, whatever version it has installed
         ray.init(options.address, runtime_env={"py_modules": [package]}, **quiet)
@@ -156,8 +156,8 @@ def connect(options: RayOptions) -> Any:
     return ray
 
 
-def _knock(address: str) -> None:
-    """Ray tries a dead address for more than a minute; this, five seconds."""
+def knock(address: str) -> None:
+    """InputError where nothing listens. Ray tries a dead address for more than a minute; this, five seconds."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         return  # auto, or a name that only Ray knows how to read

@@ -101,6 +101,20 @@ def test_an_override_on_the_command_line_holds_on_every_rung(screened, lines):
     assert trials and all("workload.requests=60" in line["overrides"] for line in trials)
 
 
+def test_another_workload_takes_the_options_of_the_old_one_out_of_the_screen():
+    from mist.sweep.question import read
+
+    assert "workload.requests" in read("quickstart")[1]["screen"]
+    assert not read("quickstart", ["workload=trace"])[1]["screen"]
+    assert read("quickstart", ["screen.workload.requests=70"])[1]["screen"] == {"workload.requests": 70}
+
+
+def test_a_cluster_that_does_not_answer_leaves_no_run_behind(screened, tmp_path):
+    with pytest.raises(InputError, match="no Ray cluster answers"):
+        screened("workers=ray", "ray.address=127.0.0.1:9")
+    assert not (tmp_path / "results").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
