@@ -26,8 +26,8 @@ class RequestClass(NamedTuple):
 
     name: str = ""
     priority: int = 0  # smaller is served first, by policies that look at it
-    ttft: float = inf  # s, the limit on it
-    tpot: float = inf  # s, the limit on it
+    ttft: float = inf  # s, limit on the time to the first token
+    tpot: float = inf  # s, limit on the mean time of those after it
 
 
 UNCLASSED: Final = RequestClass()

@@ -195,9 +195,10 @@ def _arrivals(traffic: Traffic, rate: float, warm: int, slo: SLO) -> Iterator[Re
 
 
 def _promised(kind: RequestClass, slo: SLO) -> RequestClass:
-    """The class with the limits its requests are held to."""
+    """The class with the limits its requests are held to; a first token is due no later than the last."""
     bounds = slo.of(kind.name).bounds
-    return kind._replace(ttft=bounds.get("ttft", inf), tpot=bounds.get("tpot", inf))
+    first = min(bounds.get("ttft", inf), bounds.get("e2e", inf))
+    return kind._replace(ttft=first, tpot=bounds.get("tpot", inf))
 
 
 class _Window(NamedTuple):

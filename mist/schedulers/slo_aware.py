@@ -9,6 +9,7 @@ from mist.errors import InputError
 from mist.policy import DECODES, Decision, EngineView, Grant, Preempt
 from mist.request import Request
 from mist.schedulers.memory import youngest_give_way
+from mist.units import Seconds
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,16 @@ class SLOAware:
     late (dynamic chunking by slack: Niyama, arXiv:2503.22562, section 3; token allocation under several SLOs:
     SLOs-Serve, arXiv:2504.08784; decodes are never left out: Sarathi-Serve, arXiv:2403.02310). Of the first
     prompt ``least_chunk`` tokens go through whatever they do, or prompts would starve beside decodes that are
-    behind. Without limits it is chunked prefill, first come, first served.
+    behind. Deadlines alone make everybody late once some must be (the domino effect of EDF), so a prompt's is put
+    off by ``patience`` a token: where not all can be served in time, the few long ones are late (hybrid
+    prioritisation, Niyama, section 3). Without limits it is chunked prefill, first come, first served.
     """
 
     token_budget: int = 8192
     max_running: int = 256
     long_prefill_threshold: int = 0  # tokens; 0 is none
     least_chunk: int = 256  # tokens
+    patience: Seconds = 0.0  # per token
 
     def __post_init__(self) -> None:
         for field in ("max_running", "least_chunk"):
@@ -39,10 +43,12 @@ class SLOAware:
             raise InputError("token_budget", self.token_budget, f"must exceed max_running ({self.max_running})")
         if self.long_prefill_threshold < 0:
             raise InputError("long_prefill_threshold", self.long_prefill_threshold, "must not be negative")
+        if self.patience < 0:
+            raise InputError("patience", self.patience, "must not be negative")
 
     def place(self, request: Request) -> float:
-        """The deadline of the first token; requests without one come last, in order of arrival."""
-        return request.deadline
+        """The deadline of the first token, later by the prompt's length; requests without one come last."""
+        return request.deadline + self.patience * request.known
 
     def schedule(self, view: EngineView) -> Iterator[Decision]:
         yield from youngest_give_way(view)
@@ -50,10 +56,10 @@ class SLOAware:
         budget = self.token_budget - view.decoding
         yield DECODES
         chunks: tuple[tuple[int, int], ...] = ()
-        begun = sorted(view.prefilling, key=_urgency, reverse=True)
+        begun = sorted(view.prefilling, key=self._urgency, reverse=True)
         while budget:
             head = self._admissible(view)
-            newcomer = head is not None and (not begun or _urgency(head) < _urgency(begun[-1]))
+            newcomer = head is not None and (not begun or self._urgency(head) < self._urgency(begun[-1]))
             request = head if newcomer else begun.pop() if begun else None
             if request is None:
                 return
@@ -70,6 +76,9 @@ class SLOAware:
             yield Grant(request, tokens)
             chunks += ((tokens, past),)
             budget -= tokens
+
+    def _urgency(self, request: Request) -> tuple[float, float, int]:
+        return self.place(request), request.arrived, request.id
 
     def _admissible(self, view: EngineView) -> Request | None:
         """The head of the line, if its whole known sequence fits; a step that preempts admits nobody."""
@@ -101,7 +110,3 @@ def next_due(view: EngineView) -> float:
         ),
         default=inf,
     )
-
-
-def _urgency(request: Request) -> tuple[float, float, int]:
-    return request.deadline, request.arrived, request.id
