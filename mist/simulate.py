@@ -121,18 +121,27 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
     start = -_instant(traffic, -warm) / rate
     length = cycle / rate
     kernel.run(until=start)
-    backlogs = [cluster.in_flight]
+    backlogs, drawn = [cluster.in_flight], [cluster.joules]
     for look in range(1, ceil(LOOKS * (1 + scenario.window.patience)) + 1):
         now = start + length * look / LOOKS
         kernel.run(until=now)
         if look <= LOOKS:
             backlogs.append(cluster.in_flight)
+            drawn.append(cluster.joules)
         cohort = requests[warm : warm + cycle]
         if look == LOOKS and unstable(cycle, backlogs[0], backlogs[-1]):
             break
         if stop(cohort, now) or (look >= LOOKS and all(r.finished >= 0 or r.refused for r in cohort)):
             break
-    window = _Window(start, start + length * (len(backlogs) - 1) / LOOKS, warm, cycle, backlogs[0], backlogs[-1])
+    window = _Window(
+        start,
+        start + length * (len(backlogs) - 1) / LOOKS,
+        warm,
+        cycle,
+        backlogs[0],
+        backlogs[-1],
+        drawn[-1] - drawn[0],
+    )
     return _result(scenario, cluster, requests, rate, window)
 
 
@@ -159,6 +168,7 @@ class _Window(NamedTuple):
     cycle: int
     backlog_start: int
     backlog_end: int
+    joules: float
 
 
 def _result(scenario: Scenario, cluster: Cluster, requests: Sequence[Request], rate: float, window: _Window) -> Result:
@@ -177,6 +187,7 @@ def _result(scenario: Scenario, cluster: Cluster, requests: Sequence[Request], r
     verdict, reason = _verdict(window, checks)
     goodput = sum(r.output for r in in_slo) / length
     dollars = scenario.dollars_per_hour
+    tokens = sum(r.output for r in done)
     notes = window_notes(slo, len(cohort), length, max(window.start, 0.0), figures["e2e"])
     if len(cohort) < window.cycle:
         notes.append("the run was stopped early")
@@ -198,6 +209,9 @@ def _result(scenario: Scenario, cluster: Cluster, requests: Sequence[Request], r
         goodput_tokens_per_second=goodput,
         dollars_per_hour=dollars,
         tokens_per_dollar=goodput / (dollars / 3600) if verdict == "ok" else 0.0,
+        watts=window.joules / length,
+        joules_per_token=window.joules / tokens if tokens else None,
+        tokens_per_joule=tokens / window.joules if window.joules else 0.0,
         pools={name: _pool(scenario, pool, kernel.now) for name, pool in cluster.pools.items()},
         requests=tuple(requests),
     )
@@ -218,7 +232,8 @@ def _counts(requests: Sequence[Request]) -> Counts:
 
 
 def _pool(scenario: Scenario, pool: Pool, elapsed: float) -> PoolReport:
-    spec, clients = pool.spec, pool.clients
+    spec, clients, drawn = pool.spec, pool.clients, pool.joules(elapsed)
+    degrees = {"tp": spec.tp, "pp": spec.pp, "dp": spec.dp, "ep": spec.ep}
     return PoolReport(
         model=spec.model.name,
         hardware=spec.hardware.name,
@@ -235,4 +250,8 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float) -> PoolReport:
         preemptions=sum(client.preemptions for client in clients),
         steps=sum(client.steps for client in clients),
         dollars_per_hour=spec.devices * scenario.price.of(spec.hardware.name),
+        layout=" x ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1),
+        node=spec.node.name,
+        joules=drawn,
+        watts=drawn / (spec.devices * elapsed),
     )
