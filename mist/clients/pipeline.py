@@ -14,6 +14,9 @@ from mist.policy import Ranked, Scheduler
 from mist.request import Request
 
 
+EPOCH = 2**40  # steps: more than any lane takes
+
+
 class Stages:
     """The stages of one replica, passed by batches in the order in which they were made.
 
@@ -86,8 +89,10 @@ class PipelineClient:
             for share in _shares(scheduler, len(stages.stages))
         ]
         self._fetching: dict[int, Lane] = {}
-        for lane in self.lanes:
+        for number, lane in enumerate(self.lanes):
             lane.line, lane.pipeline = self.line, self
+            # a lockstep set knows who was evicted by step number: no two lanes may share one
+            lane.decodes.step = number * EPOCH
 
     @property
     def prefilled(self) -> Callable[[Request], None] | None:
