@@ -6,15 +6,19 @@ from functools import partial
 from typing import Literal
 
 from mist.clients.llm import LLMClient
+from mist.clients.pipeline import PipelineClient, Stages
 from mist.errors import InputError
 from mist.hardware import HardwareSpec
 from mist.kernel import Kernel
 from mist.memory.pool import BlockPool
 from mist.model import ModelSpec
 from mist.network import Link, LinkSpec
+from mist.node import ISOLATED, NodeSpec
 from mist.perf.base import PerfModel, Replica, StepModel
 from mist.perf.engine import EngineProfile
 from mist.perf.footprint import check_layout, kv_blocks
+from mist.perf.power import LINEAR, LinearPower, joules
+from mist.perf.stages import hop_time, stages
 from mist.policy import Router, Scheduler
 from mist.request import Request, Stage, Visit
 
@@ -23,7 +27,11 @@ Role = Literal["both", "prefill", "decode"]
 
 @dataclass(frozen=True)
 class PoolSpec:
-    """``replicas`` equal engines, each on ``tp`` devices of its own.
+    """``replicas`` equal engines, each on ``tp * dp * pp`` devices of its own.
+
+    ``tp`` devices share the layers of a stage, ``pp`` stages share the model; ``dp`` copies of attention share
+    the experts of a mixture, which lie in ``ep`` groups (see Replica). The scheduler's limits are those of a
+    replica, all copies together.
 
     ``role`` says which stages it serves. ``kv_blocks`` is the engine's own count of KV blocks per replica,
     as its log prints it; None computes it from memory.
@@ -39,22 +47,30 @@ class PoolSpec:
     replicas: int = 1
     role: Role = "both"
     kv_blocks: int | None = None
+    pp: int = 1
+    dp: int = 1
+    ep: int = 1
+    node: NodeSpec = ISOLATED
+    power: LinearPower = LINEAR
 
     def __post_init__(self) -> None:
-        for field in ("tp", "replicas"):
+        for field in ("tp", "pp", "dp", "ep", "replicas"):
             if getattr(self, field) < 1:
                 raise InputError(field, getattr(self, field), "must be at least 1")
         if self.kv_blocks is not None and self.kv_blocks < 1:
             raise InputError("kv_blocks", self.kv_blocks, "must be at least 1")
         check_layout(self.replica)
+        skew = getattr(self.perf, "expert_skew", 0.0)
+        if skew and self.ep == 1:
+            raise InputError("perf.expert_skew", skew, "has no effect with ep = 1")
 
     @property
     def replica(self) -> Replica:
-        return Replica(self.model, self.hardware, self.tp, self.engine)
+        return Replica(self.model, self.hardware, self.tp, self.engine, self.pp, self.dp, self.ep, self.node)
 
     @property
     def devices(self) -> int:
-        return self.tp * self.replicas
+        return self.replica.devices * self.replicas
 
     def blocks(self) -> int:
         """KV blocks of one replica; Infeasible, with the numbers, where the model does not fit."""
@@ -67,18 +83,29 @@ class Pool:
 
     def __init__(self, name: str, spec: PoolSpec) -> None:
         self.name, self.spec = name, spec
-        self.steptimes: StepModel = spec.perf.of(spec.replica)
+        self.stages: list[StepModel] = [spec.perf.of(stage) for stage in stages(spec.replica)]
+        efficiency = [getattr(spec.perf, f"{name}_efficiency", 1.0) for name in ("matmul", "bandwidth")]
+        self.loads = [spec.power.of(stage, *efficiency) for stage in stages(spec.replica)]
         self.blocks = spec.blocks()
-        self.clients: list[LLMClient] = []
+        self.clients: list[LLMClient | PipelineClient] = []
         self.outstanding = [0] * spec.replicas  # unfinished requests by replica
         self.routed = 0
 
-    def route(self, request: Request) -> LLMClient:
+    def route(self, request: Request) -> LLMClient | PipelineClient:
         index = self.spec.router.choose(self.routed, self.outstanding)
         self.routed += 1
         self.outstanding[index] += 1
         request.replica = index
         return self.clients[index]
+
+    def hop_time(self, tokens: int, stage: int) -> float:
+        """Seconds to send the activations of ``tokens`` from a pipeline stage to the next."""
+        return hop_time(self.spec.replica, tokens, stage, getattr(self.spec.perf, "link_efficiency", 1.0))
+
+    def joules(self, now: float) -> float:
+        """Energy drawn so far."""
+        hardware, devices = self.spec.hardware, self.spec.replica.devices
+        return sum(joules(hardware, devices, now, client.load, client.busy) for client in self.clients)
 
     def refusal(self, request: Request) -> str:
         """Why this pool can never serve the request; empty if it can."""
@@ -87,7 +114,8 @@ class Pool:
             return f"{tokens} tokens, {model.name} takes {model.context}"
         held = request.input + 1 if self.spec.role == "prefill" else tokens  # prefill hands over after one token
         need = -(-held // self.spec.engine.block_tokens)
-        return f"needs {need} KV blocks, a replica of {self.name} has {self.blocks}" if need > self.blocks else ""
+        most = self.blocks // self.spec.dp  # a request lives in one copy
+        return f"needs {need} KV blocks, a replica of {self.name} has {most}" if need > most else ""
 
 
 class Cluster:
@@ -105,19 +133,26 @@ class Cluster:
             for index in range(pool.spec.replicas):
                 pool.clients.append(self._client(pool, index))
 
-    def _client(self, pool: Pool, index: int) -> LLMClient:
-        name = f"{pool.name}/{index}"
-        client = LLMClient(
-            self.kernel,
-            name,
-            scheduler=pool.spec.scheduler,
-            steptimes=pool.steptimes,
-            kv=BlockPool(pool.blocks, pool.spec.engine.block_tokens),
-            finished=partial(self._finished, pool),
-        )
+    def _client(self, pool: Pool, index: int) -> LLMClient | PipelineClient:
+        client = self._engine(pool, f"{pool.name}/{index}")
         if pool.spec.role == "prefill":
             client.prefilled = partial(self._hand_over, pool, client)
         return client
+
+    def _engine(self, pool: Pool, name: str) -> LLMClient | PipelineClient:
+        scheduler, kv = pool.spec.scheduler, BlockPool(pool.blocks, pool.spec.engine.block_tokens)
+        finished = partial(self._finished, pool)
+        if pool.spec.pp > 1:
+            passage = Stages(self.kernel, pool.stages, pool.hop_time, pool.loads)
+            return PipelineClient(self.kernel, name, scheduler=scheduler, stages=passage, kv=kv, finished=finished)
+        client = LLMClient(self.kernel, name, scheduler=scheduler, steptimes=pool.stages[0], kv=kv, finished=finished)
+        client.power = pool.loads[0]
+        return client
+
+    @property
+    def joules(self) -> float:
+        """Energy drawn by all pools so far."""
+        return sum(pool.joules(self.kernel.now) for pool in self.pools.values())
 
     @property
     def in_flight(self) -> int:
@@ -140,23 +175,32 @@ class Cluster:
         pool.outstanding[request.replica] -= 1
         self.completed += 1
 
-    def _hand_over(self, pool: Pool, source: LLMClient, request: Request) -> None:
+    def _hand_over(self, pool: Pool, source: LLMClient | PipelineClient, request: Request) -> None:
         """The source keeps the KV until the decode client has fetched it."""
         pool.outstanding[request.replica] -= 1
         blocks, request.blocks = request.blocks, 0
         self.kernel.route(self._expect, source, blocks, request)
 
-    def _expect(self, source: LLMClient, blocks: int, request: Request) -> None:
+    def _expect(self, source: LLMClient | PipelineClient, blocks: int, request: Request) -> None:
         assert self._decode is not None
         client = self._decode.route(request)
         client.expect(request, partial(self._fetch, source, blocks, client))
 
-    def _fetch(self, source: LLMClient, blocks: int, client: LLMClient, request: Request) -> None:
+    def _fetch(
+        self, source: LLMClient | PipelineClient, blocks: int, client: LLMClient | PipelineClient, request: Request
+    ) -> None:
         assert self.link is not None
         size = request.computed * self._entry.spec.model.kv_bytes_per_token
         self.link.send(size, self._fetched, source, blocks, client, request, self.kernel.now)
 
-    def _fetched(self, source: LLMClient, blocks: int, client: LLMClient, request: Request, started: float) -> None:
+    def _fetched(
+        self,
+        source: LLMClient | PipelineClient,
+        blocks: int,
+        client: LLMClient | PipelineClient,
+        request: Request,
+        started: float,
+    ) -> None:
         assert self.link is not None
         now = self.kernel.now
         request.visits.append(Visit(Stage.HANDOVER, self.link.spec.name, request.queued, started, now))

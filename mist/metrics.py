@@ -99,6 +99,10 @@ class PoolReport:
     steps: int
     dollars_per_hour: float
     scheduler: str = ""
+    layout: str = ""  # "tp 2 x pp 2": how a replica is cut, degrees of 1 left out
+    node: str = ""
+    joules: float = 0.0  # drawn by all its devices
+    watts: float = 0.0  # mean of a device
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,9 @@ class Result:
     goodput_tokens_per_second: float = 0.0  # of those, within SLO
     dollars_per_hour: float = 0.0
     tokens_per_dollar: float = 0.0  # goodput per dollar; 0 unless the SLO held
+    watts: float = 0.0  # mean over the window, all devices
+    joules_per_token: float | None = None  # of the output tokens completed in the window; None if there were none
+    tokens_per_joule: float = 0.0  # output tokens completed in the window
     pools: Mapping[str, PoolReport] | None = None
     requests: tuple[Request, ...] = ()
     classes: Mapping[str, ClassReport] | None = None  # by name, where the workload has classes

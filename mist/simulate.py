@@ -160,18 +160,27 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
     start = -_instant(traffic, -warm) / rate
     length = cycle / rate
     kernel.run(until=start)
-    backlogs = [cluster.in_flight]
+    backlogs, drawn = [cluster.in_flight], [cluster.joules]
     for look in range(1, ceil(LOOKS * (1 + scenario.window.patience)) + 1):
         now = start + length * look / LOOKS
         kernel.run(until=now)
         if look <= LOOKS:
             backlogs.append(cluster.in_flight)
+            drawn.append(cluster.joules)
         cohort = requests[warm : warm + cycle]
         if look == LOOKS and unstable(cycle, backlogs[0], backlogs[-1]):
             break
         if stop(cohort, now) or (look >= LOOKS and all(r.finished >= 0 or r.refused for r in cohort)):
             break
-    window = _Window(start, start + length * (len(backlogs) - 1) / LOOKS, warm, cycle, backlogs[0], backlogs[-1])
+    window = _Window(
+        start,
+        start + length * (len(backlogs) - 1) / LOOKS,
+        warm,
+        cycle,
+        backlogs[0],
+        backlogs[-1],
+        drawn[-1] - drawn[0],
+    )
     return _result(scenario, cluster, requests, rate, window, tuple(traffic.sizes()))
 
 
@@ -208,6 +217,7 @@ class _Window(NamedTuple):
     cycle: int
     backlog_start: int
     backlog_end: int
+    joules: float
 
 
 def _result(  # noqa: PLR0917
@@ -230,6 +240,7 @@ def _result(  # noqa: PLR0917
     verdict, reason = _verdict(window, checks)
     goodput = sum(r.output for r in in_slo) / length
     dollars = scenario.dollars_per_hour
+    tokens = sum(r.output for r in done)
     notes = window_notes(slo, len(cohort), length, max(window.start, 0.0), figures["e2e"])
     for name, (own, members) in split(slo, cohort).items():
         notes.extend(f"class {name}: {note}" for note in tail_notes(own, len(members)) if name)
@@ -253,6 +264,9 @@ def _result(  # noqa: PLR0917
         goodput_tokens_per_second=goodput,
         dollars_per_hour=dollars,
         tokens_per_dollar=goodput / (dollars / 3600) if verdict == "ok" else 0.0,
+        watts=window.joules / length,
+        joules_per_token=window.joules / tokens if tokens else None,
+        tokens_per_joule=tokens / window.joules if window.joules else 0.0,
         pools={name: _pool(scenario, pool, kernel.now) for name, pool in cluster.pools.items()},
         requests=tuple(requests),
         classes={name: _class(slo, name, cohort, done, length) for name in classes} or None,
@@ -296,7 +310,8 @@ def _counts(requests: Sequence[Request]) -> Counts:
 
 
 def _pool(scenario: Scenario, pool: Pool, elapsed: float) -> PoolReport:
-    spec, clients = pool.spec, pool.clients
+    spec, clients, drawn = pool.spec, pool.clients, pool.joules(elapsed)
+    degrees = {"tp": spec.tp, "pp": spec.pp, "dp": spec.dp, "ep": spec.ep}
     return PoolReport(
         model=spec.model.name,
         hardware=spec.hardware.name,
@@ -314,6 +329,10 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float) -> PoolReport:
         steps=sum(client.steps for client in clients),
         dollars_per_hour=spec.devices * scenario.price.of(spec.hardware.name),
         scheduler=_named(spec.scheduler),
+        layout=" x ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1),
+        node=spec.node.name,
+        joules=drawn,
+        watts=drawn / (spec.devices * elapsed),
     )
 
 

@@ -9,6 +9,7 @@ from mist.decoding import Decoding
 from mist.kernel import Kernel
 from mist.memory.pool import BlockPool
 from mist.perf.base import StepModel, StepShape, Stretch
+from mist.perf.power import Load
 from mist.policy import DECODES, Grant, Preempt, Ranked, Scheduler
 from mist.request import Request, Stage, Visit
 
@@ -55,6 +56,8 @@ class LLMClient:
         self._stamp = 0  # tells a leap's end from one that was cut short
         self.preemptions = self.steps = self.leaps = 0
         self.busy = 0.0  # s
+        self.power: Load | None = None
+        self.load = 0.0  # s at full utilisation, mean over devices
 
     # what a scheduler sees
 
@@ -139,6 +142,20 @@ class LLMClient:
     def give_back(self, blocks: int) -> None:
         """A request that left has been fetched: its blocks are free again."""
         self.kv.give_back(blocks)
+        self._wake()
+
+    @property
+    def awake(self) -> bool:
+        """Whether a step is under way or about to be made."""
+        return self._awake
+
+    @property
+    def promised(self) -> int:
+        """Hand-overs that are expected, on their way or just here."""
+        return len(self._expected) + self._fetching + len(self._landed)
+
+    def wake(self) -> None:
+        """Look for work; a leap is cut short for it."""
         self._wake()
 
     def _wake(self) -> None:
@@ -237,6 +254,8 @@ class LLMClient:
             tuple([(tokens, request.computed) for request, tokens in chunks]),
         )
         time = self.steptimes.step_time(shape)
+        if self.power is not None:
+            self.load += self.power.step(shape)
         if self.watch is not None:
             self.watch(self, time)
         self.kernel.after(time, self._end_step, chunks, time)
@@ -323,6 +342,8 @@ class LLMClient:
         self._leap = None
         self.busy += stretch.time(steps)
         self.steps += steps
+        if self.power is not None:
+            self.load += self.power.stretch(self.decodes.count, self.decodes.cached, steps)
         self.kv.extend(self.decodes, 1, steps - 1)
         self._sample_decodes(steps)
         self.kernel.decide(self._launch)

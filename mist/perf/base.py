@@ -4,6 +4,7 @@ from typing import NamedTuple, Protocol
 
 from mist.hardware import HardwareSpec
 from mist.model import ModelSpec
+from mist.node import ISOLATED, NodeSpec
 from mist.perf.engine import EngineProfile
 
 
@@ -36,12 +37,36 @@ class Stretch(NamedTuple):
 
 
 class Replica(NamedTuple):
-    """What one replica of a pool runs: a model on ``tp`` devices under an engine."""
+    """What one replica of a pool runs: a model on ``tp * dp * pp`` devices under an engine.
+
+    Each of ``pp`` stages has its share of the layers on ``tp * dp`` devices: attention is cut into ``tp`` parts and
+    copied ``dp`` times, each copy with requests of its own; the routed experts are spread over all ``tp * dp``
+    devices, whole in ``ep`` groups and cut within a group (vLLM documentation, "Data Parallel Deployment" and
+    "Expert Parallel Deployment": expert layers form one group of size DP x TP, tensor parallel or expert parallel).
+    """
 
     model: ModelSpec
     hardware: HardwareSpec
     tp: int
     engine: EngineProfile
+    pp: int = 1
+    dp: int = 1
+    ep: int = 1
+    node: NodeSpec = ISOLATED
+
+    @property
+    def group(self) -> int:
+        """Devices of one stage."""
+        return self.tp * self.dp
+
+    @property
+    def devices(self) -> int:
+        return self.tp * self.dp * self.pp
+
+    @property
+    def domain(self) -> int:
+        """Devices of one scale-up domain."""
+        return self.node.devices or self.hardware.scale_up_devices
 
 
 class StepModel(Protocol):

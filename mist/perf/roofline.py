@@ -7,22 +7,30 @@ from typing import NamedTuple
 from mist.errors import InputError
 from mist.model import BYTES_PER_ELEMENT, ModelSpec
 from mist.perf.base import Replica, StepShape, Stretch
-from mist.perf.collective import allreduce_time
+from mist.perf.collective import allreduce, exchange, fabric
+from mist.perf.experts import busiest_load, destinations, touched
 
 ACTIVATION = 2.0  # bytes per element: activations are 16 bits wide in every engine modelled here
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """Shares of the published peaks that kernels reach."""
+    """Shares of the published peaks that kernels reach.
+
+    ``expert_skew`` is the Zipf exponent of the experts' popularity, where they are spread over devices; 0 leaves
+    only chance to unbalance them.
+    """
 
     matmul_efficiency: float
     attention_efficiency: float
     bandwidth_efficiency: float
     link_efficiency: float
+    expert_skew: float = 0.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
+        if self.expert_skew < 0:
+            raise InputError("expert_skew", self.expert_skew, "must not be negative")
+        for field in fields(self)[:4]:
             share = getattr(self, field.name)
             if not 0 < share <= 1:
                 raise InputError(field.name, share, "must lie in (0, 1]")
@@ -32,22 +40,24 @@ class Roofline:
 
 
 class RooflineSteps:
-    """Step times of one replica, per device of its tensor-parallel group."""
+    """Step times of one stage of a replica, on the busiest device of its group."""
 
     def __init__(self, efficiency: Roofline, replica: Replica) -> None:
-        model, hardware, tp, engine = replica
+        model, hardware, tp, engine = replica.model, replica.hardware, replica.tp, replica.engine
         self._model, self._tp, self._engine, self._hardware = model, tp, engine, hardware
+        self._dp, self._ep, self._group, self._skew = replica.dp, replica.ep, replica.group, efficiency.expert_skew
         expert_dtype = model.expert_dtype or model.weight_dtype
         self._matmul = hardware.peak(model.weight_dtype) * efficiency.matmul_efficiency
         self._expert_matmul = hardware.peak(expert_dtype) * efficiency.matmul_efficiency
         self._memory = hardware.memory_bandwidth * efficiency.bandwidth_efficiency
-        self._link = hardware.scale_up_bandwidth * efficiency.link_efficiency
+        self._links = fabric(replica, efficiency.link_efficiency)
         self._weight = BYTES_PER_ELEMENT[model.weight_dtype]
         self._expert = BYTES_PER_ELEMENT[expert_dtype]
         wide = self._weight >= ACTIVATION  # the head stays in 16 bits when the layers are quantised
         self._head_weight = self._weight if wide else ACTIVATION
         self._head_matmul = hardware.peak(model.weight_dtype if wide else "bf16") * efficiency.matmul_efficiency
         self._linear: dict[int, float] = {}
+        self._spread_linear: dict[tuple[int, int], float] = {}
         self._head: dict[int, float] = {}
         self._attention_kinds = tuple(self._attention_kind(efficiency, *kind) for kind in _layer_kinds(model))
 
@@ -70,6 +80,8 @@ class RooflineSteps:
         )
 
     def step_time(self, shape: StepShape) -> float:
+        if self._dp > 1:
+            return self._spread_time(shape)
         requests = shape.decodes + len(shape.chunks)
         tokens, time = shape.decodes, 0.0
         for chunk, past in shape.chunks:
@@ -82,45 +94,96 @@ class RooflineSteps:
             time += self._decode_attention(shape.decodes, shape.context)
         return time + self._linear_time(tokens) + self._head_time(requests) + engine.step_overhead
 
+    def _spread_time(self, shape: StepShape) -> float:
+        """Requests are spread over ``dp`` copies of attention; the busiest keeps the others waiting."""
+        decodes, context = self._share(shape.decodes, shape.context)
+        time = self._decode_attention(decodes, context) if decodes else 0.0
+        ranks = [(0, 0.0)] * self._dp  # prompt tokens and seconds of attention
+        for chunk, past in sorted(shape.chunks, reverse=True):  # longest first, to whom has least
+            tokens, busy = min(ranks)
+            ranks.remove((tokens, busy))
+            ranks.append((tokens + chunk, busy + self._chunk_attention(chunk, past)))
+        key = shape.tokens, decodes + max(tokens for tokens, _ in ranks)
+        linear = self._spread_linear.get(key)
+        if linear is None:
+            linear = self._spread_linear[key] = self._count_linear(*key)
+        engine = self._engine
+        time += max(busy for _, busy in ranks) + linear + self._head_time(-(-shape.requests // self._dp))
+        return time + engine.step_overhead + (engine.mixed_overhead if shape.chunks else 0.0)
+
+    def _share(self, decodes: int, context: float) -> tuple[int, float]:
+        """The decodes of the fullest copy and their context."""
+        share = -(-decodes // self._dp)
+        return share, context * share / max(decodes, 1)
+
     def decode_stretch(self, decodes: int, context: int) -> Stretch:
         first = self.step_time(StepShape(decodes, context))
-        slope, until = 0.0, inf
+        slope, until, cached = 0.0, inf, float(context)
+        if self._dp > 1:
+            decodes, cached = self._share(decodes, context)
         for kind in self._attention_kinds:
             full = decodes * kind.window if kind.window else inf  # from there on every window is full
-            if context < full:
+            if cached < full:
                 turn = kind.turn(decodes) - decodes  # from there on compute bounds
-                slope += kind.cached if context < turn else kind.pair
-                until = min(until, full, turn if context < turn else inf)
-        steps = inf if until == inf else floor((until - context) / decodes) + 1
+                slope += kind.cached if cached < turn else kind.pair
+                until = min(until, full, turn if cached < turn else inf)
+        steps = inf if until == inf else floor((until - cached) / decodes) + 1
         return Stretch(steps, first, slope * decodes)
 
     def _linear_time(self, tokens: int) -> float:
         """Everything that sees tokens one by one: projections, MLP or experts, norms, collectives."""
         time = self._linear.get(tokens)
         if time is None:
-            time = self._linear[tokens] = self._count_linear(tokens)
+            time = self._linear[tokens] = self._count_linear(tokens, tokens)
         return time
 
-    def _count_linear(self, tokens: int) -> float:
+    def _count_linear(self, tokens: int, local: int) -> float:
+        """``tokens`` in the experts, of which ``local`` pass the busiest copy of the rest."""
         model, tp = self._model, self._tp
         dense = model.layers - model.sparse_layers
-        mlp = self._weights_time(tokens, model.dense_mlp_parameters / tp) if dense else 0.0
-        time = model.layers * self._weights_time(tokens, model.attention_parameters / tp) + dense * mlp
+        mlp = self._weights_time(local, model.dense_mlp_parameters / tp) if dense else 0.0
+        time = model.layers * self._weights_time(local, model.attention_parameters / tp) + dense * mlp
         if model.sparse_layers:
-            # a token picks k of E at random: E (1 - (1 - k/E)^tokens) distinct experts are read
-            miss = (1 - model.experts_per_token / model.experts) ** tokens
-            touched = model.experts * (1 - miss) * self._expert + model.shared_experts * self._weight
-            routed = model.experts_per_token / self._expert_matmul + model.shared_experts / self._matmul
-            each = model.expert_parameters / tp
-            time += model.sparse_layers * self._time(2 * tokens * each * routed, touched * each)
+            time += model.sparse_layers * self._experts_time(tokens, local)
         width = (
             model.intermediate
             if dense
             else (model.experts_per_token + model.shared_experts) * model.expert_intermediate
         )
-        elementwise = (8 * model.hidden + 3 * width / tp) * ACTIVATION * tokens  # two add-norms, one gated activation
-        allreduce = allreduce_time(tokens * model.hidden * ACTIVATION, tp, self._link, self._hardware.scale_up_latency)
-        return time + model.layers * (elementwise / self._memory + 2 * allreduce)
+        elementwise = (8 * model.hidden + 3 * width / tp) * ACTIVATION * local  # two add-norms, one gated activation
+        reduce = allreduce(self._links, local * model.hidden * ACTIVATION, tp)
+        if self._dp > 1:  # a sparse layer's second all-reduce is an exchange between the copies
+            sparse = model.sparse_layers * (self._exchange_time(tokens) - reduce)
+            return time + model.layers * (elementwise / self._memory + 2 * reduce) + sparse
+        return time + model.layers * (elementwise / self._memory + 2 * reduce)
+
+    def _experts_time(self, tokens: int, local: int) -> float:
+        """One sparse layer's routed and shared experts."""
+        model, ep = self._model, self._ep
+        if ep == 1 and self._dp == 1:
+            # a token picks k of E at random: E (1 - (1 - k/E)^tokens) distinct experts are read
+            miss = (1 - model.experts_per_token / model.experts) ** tokens
+            read = model.experts * (1 - miss) * self._expert + model.shared_experts * self._weight
+            routed = model.experts_per_token / self._expert_matmul + model.shared_experts / self._matmul
+            each = model.expert_parameters / self._tp
+            return self._time(2 * tokens * each * routed, read * each)
+        each = model.expert_parameters * ep / self._group
+        load = busiest_load(model, tokens, ep, self._skew)
+        routed = self._time(
+            2 * load * each / self._expert_matmul, touched(model, tokens, ep, load) * each * self._expert
+        )
+        shared = model.shared_experts * model.expert_parameters / self._tp
+        return routed + (self._weights_time(local, shared) if shared else 0.0)
+
+    def _exchange_time(self, tokens: int) -> float:
+        """Dispatch to the experts' devices, combine, and gather what a tensor-parallel copy needs whole."""
+        model, group, ep = self._model, self._group, self._ep
+        row = model.hidden * ACTIVATION
+        load = busiest_load(model, tokens, ep, self._skew) * ep / (tokens * model.experts_per_token)
+        reach = destinations(model, ep) * group / ep * (group - 1) / group
+        own = -(-tokens // group)
+        gather = exchange(self._links, own * row * (self._tp - 1), self._tp)
+        return 2 * exchange(self._links, own * row * reach * load, group) + gather
 
     def _head_time(self, requests: int) -> float:
         time = self._head.get(requests)
@@ -150,7 +213,7 @@ class RooflineSteps:
             time += compute if compute > traffic else traffic
         return time
 
-    def _decode_attention(self, decodes: int, context: int) -> float:
+    def _decode_attention(self, decodes: int, context: float) -> float:
         time = 0.0
         for window, pair, cached, query in self._attention_kinds:
             seen = (min(context, decodes * window) if window else context) + decodes

@@ -52,6 +52,7 @@ def deployment(result: Result) -> Table:
     figures = ("KV tokens fit", "peak KV", "busy", "preempted")
     for name in ("pool", "replicas", *words[1:], *figures):
         table.add_column(name, justify="left" if name in words else "right")
+    table.add_column("W/device", justify="right")
     table.add_column("$/h", justify="right")
     for name, pool in (result.pools or {}).items():
         table.add_row(name, *_pool(pool))
@@ -59,7 +60,10 @@ def deployment(result: Result) -> Table:
 
 
 def _pool(pool: PoolReport) -> Iterator[str]:
-    yield f"{pool.replicas} x {pool.tp} {pool.hardware}" if pool.tp > 1 else f"{pool.replicas} x {pool.hardware}"
+    each = pool.devices // pool.replicas
+    cut = f" ({pool.layout})" if pool.layout != f"tp {pool.tp}" and pool.layout else ""
+    at = f" on {pool.node}" if pool.node not in ("", "isolated") else ""
+    yield (f"{pool.replicas} x {each} {pool.hardware}" if each > 1 else f"{pool.replicas} x {pool.hardware}") + cut + at
     yield pool.model
     yield pool.engine
     yield pool.scheduler
@@ -68,6 +72,7 @@ def _pool(pool: PoolReport) -> Iterator[str]:
     yield f"{pool.kv_peak:.0%}"
     yield f"{pool.utilization:.0%}"
     yield f"{pool.preemptions:,}"
+    yield f"{pool.watts:.0f}"
     yield f"{pool.dollars_per_hour:.2f}"
 
 
@@ -87,6 +92,9 @@ def _served(result: Result) -> Text:
         f"\nserved {result.requests_per_second:.4g} requests/s, {result.output_tokens_per_second:,.0f} tokens/s"
     )
     text.append(f"; within SLO {result.attainment:.2%} of requests, {result.goodput_tokens_per_second:,.0f} tokens/s\n")
+    if result.joules_per_token is not None:
+        text.append(f"drew {result.watts:,.0f} W: {result.joules_per_token:.3g} J per output token")
+        text.append(f", {result.tokens_per_joule:.3g} tokens per joule\n")
     return text
 
 

@@ -12,12 +12,14 @@ from mist.errors import InputError
 from mist.hardware import HardwareSpec
 from mist.model import ModelSpec
 from mist.network import LinkSpec
+from mist.node import NodeSpec
 from mist.perf.collective import allreduce_time
 from mist.price import PriceList
 from mist.slo import SLO
 
 CONF = Path(__file__).parents[2] / "conf"
 KINDS = {"model": ModelSpec, "hardware": HardwareSpec, "price": PriceList, "link": LinkSpec, "slo": SLO}
+KINDS["node"] = NodeSpec
 SHEETS = [path for noun in KINDS for path in sorted((CONF / noun).glob("*.yaml"))]
 MODELS, HARDWARE, PRICES = (sorted((CONF / noun).glob("*.yaml")) for noun in ("model", "hardware", "price"))
 NUMBER = re.compile(r":\s*[\"']?[-+]?\d")
