@@ -1,11 +1,12 @@
 """Pools of clients, and the way of a request through them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 from mist.clients.llm import LLMClient
+from mist.clients.speculative import SpeculativeClient, check_speculation
 from mist.errors import InputError
 from mist.hardware import HardwareSpec
 from mist.kernel import Kernel
@@ -17,6 +18,7 @@ from mist.perf.engine import EngineProfile
 from mist.perf.footprint import check_layout, kv_blocks
 from mist.policy import Router, Scheduler
 from mist.request import Request, Stage, Visit
+from mist.speculation import OFF, DraftedSteps, Speculation, drafting_replica
 
 Role = Literal["both", "prefill", "decode"]
 
@@ -39,6 +41,7 @@ class PoolSpec:
     replicas: int = 1
     role: Role = "both"
     kv_blocks: int | None = None
+    speculation: Speculation = OFF
 
     def __post_init__(self) -> None:
         for field in ("tp", "replicas"):
@@ -47,6 +50,7 @@ class PoolSpec:
         if self.kv_blocks is not None and self.kv_blocks < 1:
             raise InputError("kv_blocks", self.kv_blocks, "must be at least 1")
         check_layout(self.replica)
+        check_speculation(self.speculation, self.replica, self.scheduler, self.role != "prefill")
 
     @property
     def replica(self) -> Replica:
@@ -58,8 +62,20 @@ class PoolSpec:
 
     def blocks(self) -> int:
         """KV blocks of one replica; Infeasible, with the numbers, where the model does not fit."""
-        computed = kv_blocks(self.replica, self.scheduler.token_budget, self.scheduler.max_running)
+        drafts, model = self.speculation, self.model
+        rows = self.scheduler.max_running * (1 + drafts.tokens)
+        beside = drafts.drafter(model), drafts.weight_bytes(model)
+        computed = kv_blocks(self.replica, self.scheduler.token_budget, rows, *beside)
         return computed if self.kv_blocks is None else self.kv_blocks
+
+    def steptimes(self) -> StepModel:
+        """Step times of one replica, its drafter's passes included."""
+        target = self.perf.of(self.replica)
+        if not self.speculation.tokens:
+            return target
+        drafter = self.speculation.drafter(self.model)
+        drafting = self.perf.of(drafting_replica(self.replica, drafter)) if drafter is not None else None
+        return DraftedSteps(target, drafting, self.speculation)
 
 
 class Pool:
@@ -67,7 +83,7 @@ class Pool:
 
     def __init__(self, name: str, spec: PoolSpec) -> None:
         self.name, self.spec = name, spec
-        self.steptimes: StepModel = spec.perf.of(spec.replica)
+        self.steptimes: StepModel = spec.steptimes()
         self.blocks = spec.blocks()
         self.clients: list[LLMClient] = []
         self.outstanding = [0] * spec.replicas  # unfinished requests by replica
@@ -86,15 +102,15 @@ class Pool:
         if tokens > model.context:
             return f"{tokens} tokens, {model.name} takes {model.context}"
         block_tokens = self.spec.engine.block_tokens
-        need = -(-tokens // block_tokens)
+        need = -(-(tokens + self.spec.speculation.tokens) // block_tokens)
         return f"needs {need} KV blocks, a replica of {self.name} has {self.blocks}" if need > self.blocks else ""
 
 
 class Cluster:
     """Moves requests from stage to stage: one pool for prefill and decode, or one for each and a link."""
 
-    def __init__(self, kernel: Kernel, pools: Mapping[str, PoolSpec], link: LinkSpec | None) -> None:
-        self.kernel = kernel
+    def __init__(self, kernel: Kernel, pools: Mapping[str, PoolSpec], link: LinkSpec | None, seed: int = 0) -> None:
+        self.kernel, self.seed = kernel, seed
         self.pools = {name: Pool(name, spec) for name, spec in pools.items()}
         self.link = Link(kernel, link) if link is not None else None
         self.arrived = self.completed = self.refused = 0
@@ -107,7 +123,10 @@ class Cluster:
 
     def _client(self, pool: Pool, index: int) -> LLMClient:
         name = f"{pool.name}/{index}"
-        client = LLMClient(
+        kind: Callable[..., LLMClient] = LLMClient
+        if pool.spec.speculation.tokens:
+            kind = partial(SpeculativeClient, speculation=pool.spec.speculation, seed=self.seed)
+        client = kind(
             self.kernel,
             name,
             scheduler=pool.spec.scheduler,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from mist import __version__
 from mist.build import build
+from mist.clients.speculative import SpeculativeClient
 from mist.cluster import Cluster, Pool, PoolSpec, check_pools
 from mist.errors import Infeasible, InputError
 from mist.kernel import Kernel
@@ -17,6 +18,7 @@ from mist.metrics import (
     Counts,
     PoolReport,
     Result,
+    SpeculationReport,
     Verdict,
     WindowReport,
     latency,
@@ -102,7 +104,7 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
     """
     kernel = Kernel()
     try:
-        cluster = Cluster(kernel, scenario.pools, scenario.link)
+        cluster = Cluster(kernel, scenario.pools, scenario.link, scenario.seed)
     except Infeasible as why:
         dollars = scenario.dollars_per_hour
         return Result("infeasible", str(why), rate, scenario.seed, __version__, dollars_per_hour=dollars)
@@ -235,4 +237,18 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float) -> PoolReport:
         preemptions=sum(client.preemptions for client in clients),
         steps=sum(client.steps for client in clients),
         dollars_per_hour=spec.devices * scenario.price.of(spec.hardware.name),
+        speculation=_speculation(pool),
+    )
+
+
+def _speculation(pool: Pool) -> SpeculationReport | None:
+    drafts = pool.spec.speculation
+    if not drafts.tokens:
+        return None
+    counts = [client.acceptance for client in pool.clients if isinstance(client, SpeculativeClient)]
+    verifications, drafted, accepted = (
+        sum(getattr(count, name) for count in counts) for name in ("verifications", "drafted", "accepted")
+    )
+    return SpeculationReport(
+        drafts.name, drafts.tokens, drafted, accepted, accepted / max(drafted, 1), 1 + accepted / max(verifications, 1)
     )

@@ -153,7 +153,7 @@ class LLMClient:
                 self._grant(decision)
             elif decision is DECODES:
                 self._decode = True
-                self.kv.extend(self.decodes, 0, 1)
+                self._extend()
             elif type(decision) is Preempt:
                 self._preempt(decision.request)
         if self.granted:
@@ -164,6 +164,10 @@ class LLMClient:
             self.kernel.decide(self._launch)  # they may come back at once
         else:
             self._awake = False
+
+    def _extend(self) -> None:
+        """Blocks for the next token of every member of the lockstep set."""
+        self.kv.extend(self.decodes, 0, 1)
 
     def _grant(self, grant: Grant) -> None:
         request, tokens = grant
@@ -230,10 +234,13 @@ class LLMClient:
             decodes.cached if self._decode else 0,
             tuple([(tokens, request.computed) for request, tokens in chunks]),
         )
-        time = self.steptimes.step_time(shape)
+        time = self._step_time(shape)
         if self.watch is not None:
             self.watch(self, time)
         self.kernel.after(time, self._end_step, chunks, time)
+
+    def _step_time(self, shape: StepShape) -> float:
+        return self.steptimes.step_time(shape)
 
     def _bench(self) -> None:
         """Decoding requests that get no token leave the lockstep set: they have one token to compute, like a prompt."""

@@ -1,6 +1,7 @@
 """What fits a replica's memory: weights, activations, and the KV blocks in what is left."""
 
 from mist.errors import ImpossibleLayout, Infeasible
+from mist.model import ModelSpec
 from mist.perf.base import Replica
 
 
@@ -21,15 +22,18 @@ def check_layout(replica: Replica) -> None:
     raise ImpossibleLayout("tp", tp, why, possible)
 
 
-def kv_blocks(replica: Replica, tokens: int, requests: int) -> int:
+def kv_blocks(
+    replica: Replica, tokens: int, requests: int, drafter: ModelSpec | None = None, beside: float = 0.0
+) -> int:
     """KV blocks of one replica; raises Infeasible, with the numbers, where not even one is left.
 
     ``tokens`` is the largest step, ``requests`` the largest batch. Capacity is memory x utilisation, less
     weights, the activation peak of the largest step (residual, one MLP intermediate and float32 logits are
-    alive together) and the engine's reserve, as vLLM computes it from a profiling run.
+    alive together) and the engine's reserve, as vLLM computes it from a profiling run. ``drafter``, for
+    speculation, caches the same tokens and adds ``beside`` bytes of weights.
     """
     model, hardware, tp, engine = replica
-    weights = model.weight_bytes
+    weights = model.weight_bytes + beside
     if weights > tp * hardware.memory:
         raise Infeasible(
             f"{model.name} needs {weights / 1e9:.0f} GB of weights, "
@@ -40,7 +44,10 @@ def kv_blocks(replica: Replica, tokens: int, requests: int) -> int:
     usable = hardware.memory * engine.memory_utilization
     left = usable - weights / tp - activations - engine.reserve
     shards = 1 if model.kv_latent else min(tp, model.kv_heads)
-    blocks = int(left // (engine.block_tokens * model.kv_bytes_per_token / shards))
+    token = model.kv_bytes_per_token / shards
+    if drafter is not None:
+        token += drafter.kv_bytes_per_token / (1 if drafter.kv_latent else min(tp, drafter.kv_heads))
+    blocks = int(left // (engine.block_tokens * token))
     if blocks < 1:
         raise Infeasible(
             f"{model.name} leaves no memory for KV cache: of {usable / 1e9:.1f} GB usable on each of {tp} x "
