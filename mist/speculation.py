@@ -46,7 +46,7 @@ class Speculation(Protocol):
 
 
 @dataclass(frozen=True)
-class Off:
+class NoSpeculation:
     """One token a step."""
 
     @property
@@ -74,7 +74,7 @@ class Off:
         pass
 
 
-OFF: Final = Off()
+OFF: Final = NoSpeculation()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -139,8 +139,20 @@ class SpeculativeClient(LLMClient):
         self._run()
 
     def _step_time(self, shape: StepShape) -> float:
-        drafted = sum([self._tokens(member) - 1 for member in self.decodes.in_admission_order]) if shape.decodes else 0
-        return super()._step_time(shape._replace(drafted=drafted))
+        if shape.decodes:
+            members = self._verifying()
+            context = sum([member.computed for member in members])
+            drafted = sum([self._tokens(member) - 1 for member in members])
+            shape = shape._replace(decodes=len(members), context=context, drafted=drafted)
+        return super()._step_time(shape)
+
+    def _bench(self) -> None:
+        """Members that get no token sit the step out: their counts are their own, nothing need be undone."""
+
+    def _verifying(self) -> list[Request]:
+        """The members that share the step under way: all, unless the scheduler named some."""
+        members = self.decodes.in_admission_order
+        return [member for member in members if member.id in self.granted] or members
 
     def _tokens(self, member: Request) -> int:
         """Tokens the member computes in the step under way."""
@@ -150,7 +162,7 @@ class SpeculativeClient(LLMClient):
     def _sample_decodes(self, steps: int) -> None:
         assert steps == 1
         self.decodes.step += 1
-        for member in self.decodes.in_admission_order:
+        for member in self._verifying():
             self.decodes.gain(member, min(1 + self._accepted(member), member.left))
             if not member.left:
                 self.decodes.leave(member)
