@@ -205,7 +205,7 @@ class LLMClient:
 
     def _take_over(self) -> None:
         """Reserve memory for hand-overs, first come, first served, and start on those that have arrived."""
-        while self._landed:
+        while self._landed and len(self._running) < self.scheduler.max_running:  # the preempted may have come back
             request = self._landed.popleft()
             self._fetching -= 1
             self._admissions += 1
