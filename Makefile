@@ -9,7 +9,7 @@ FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < 
 PYTHON = $(firstword $(foreach name,python3.12 python3.13 python3.11 python3 python,\
 	$(shell $(name) -c '$(FITS)' 2>/dev/null && echo $(name))))
 
-.PHONY: demo test bench pins clean
+.PHONY: demo test fuzz bench pins clean
 
 demo: $(INSTALLED)
 	$(BIN)/mist sweep quickstart $(ARGS)
@@ -20,6 +20,10 @@ test: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest $(ARGS)
+
+# The random mixes again, from a new seed every time and many more of them.
+fuzz: $(INSTALLED)
+	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=fuzz $(ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest -s -o python_files='bench_*.py test_*.py' tests/bench $(ARGS)

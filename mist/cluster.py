@@ -1,12 +1,13 @@
 """Pools of clients, and the way of a request through them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 from mist.clients.llm import LLMClient
 from mist.clients.pipeline import PipelineClient, Stages
+from mist.clients.speculative import SpeculativeClient, check_speculation
 from mist.errors import InputError
 from mist.hardware import HardwareSpec
 from mist.kernel import Kernel
@@ -21,6 +22,7 @@ from mist.perf.power import LINEAR, LinearPower, joules
 from mist.perf.stages import hop_time, stages
 from mist.policy import Router, Scheduler
 from mist.request import Request, Stage, Visit
+from mist.speculation import OFF, DraftedSteps, Speculation, drafting_replica
 
 Role = Literal["both", "prefill", "decode"]
 
@@ -52,6 +54,7 @@ class PoolSpec:
     ep: int = 1
     node: NodeSpec = ISOLATED
     power: LinearPower = LINEAR
+    speculation: Speculation = OFF
 
     def __post_init__(self) -> None:
         for field in ("tp", "pp", "dp", "ep", "replicas"):
@@ -63,6 +66,14 @@ class PoolSpec:
         skew = getattr(self.perf, "expert_skew", 0.0)
         if skew and self.ep == 1:
             raise InputError("perf.expert_skew", skew, "has no effect with ep = 1")
+        if self.speculation.tokens:
+            for field in ("pp", "dp"):
+                if getattr(self, field) > 1:
+                    why = (
+                        f"speculation ({self.speculation.name}) is modelled on one stage and one copy of attention only"
+                    )
+                    raise InputError(field, getattr(self, field), why, ["1"])
+        check_speculation(self.speculation, self.replica, self.scheduler, self.role != "prefill")
 
     @property
     def replica(self) -> Replica:
@@ -74,8 +85,21 @@ class PoolSpec:
 
     def blocks(self) -> int:
         """KV blocks of one replica; Infeasible, with the numbers, where the model does not fit."""
-        computed = kv_blocks(self.replica, self.scheduler.token_budget, self.scheduler.max_running)
+        drafts, model = self.speculation, self.model
+        rows = self.scheduler.max_running * (1 + drafts.tokens)
+        beside = drafts.drafter(model), drafts.weight_bytes(model)
+        computed = kv_blocks(self.replica, self.scheduler.token_budget, rows, *beside)
         return computed if self.kv_blocks is None else self.kv_blocks
+
+    def steptimes(self) -> list[StepModel]:
+        """Step times of one replica's pipeline stages, its drafter's passes included."""
+        targets = [self.perf.of(stage) for stage in stages(self.replica)]
+        if not self.speculation.tokens:
+            return targets
+        (target,) = targets
+        drafter = self.speculation.drafter(self.model)
+        drafting = self.perf.of(drafting_replica(self.replica, drafter)) if drafter is not None else None
+        return [DraftedSteps(target, drafting, self.speculation)]
 
 
 class Pool:
@@ -83,7 +107,7 @@ class Pool:
 
     def __init__(self, name: str, spec: PoolSpec) -> None:
         self.name, self.spec = name, spec
-        self.stages: list[StepModel] = [spec.perf.of(stage) for stage in stages(spec.replica)]
+        self.stages: list[StepModel] = spec.steptimes()
         efficiency = [getattr(spec.perf, f"{name}_efficiency", 1.0) for name in ("matmul", "bandwidth")]
         self.loads = [spec.power.of(stage, *efficiency) for stage in stages(spec.replica)]
         self.blocks = spec.blocks()
@@ -113,7 +137,7 @@ class Pool:
         if tokens > model.context:
             return f"{tokens} tokens, {model.name} takes {model.context}"
         held = request.input + 1 if self.spec.role == "prefill" else tokens  # prefill hands over after one token
-        need = -(-held // self.spec.engine.block_tokens)
+        need = -(-(held + self.spec.speculation.tokens) // self.spec.engine.block_tokens)
         most = self.blocks // self.spec.dp  # a request lives in one copy
         return f"needs {need} KV blocks, a replica of {self.name} has {most}" if need > most else ""
 
@@ -121,8 +145,8 @@ class Pool:
 class Cluster:
     """Moves requests from stage to stage: one pool for prefill and decode, or one for each and a link."""
 
-    def __init__(self, kernel: Kernel, pools: Mapping[str, PoolSpec], link: LinkSpec | None) -> None:
-        self.kernel = kernel
+    def __init__(self, kernel: Kernel, pools: Mapping[str, PoolSpec], link: LinkSpec | None, seed: int = 0) -> None:
+        self.kernel, self.seed = kernel, seed
         self.pools = {name: Pool(name, spec) for name, spec in pools.items()}
         self.link = Link(kernel, link) if link is not None else None
         self.arrived = self.completed = self.refused = 0
@@ -145,7 +169,10 @@ class Cluster:
         if pool.spec.pp > 1:
             passage = Stages(self.kernel, pool.stages, pool.hop_time, pool.loads)
             return PipelineClient(self.kernel, name, scheduler=scheduler, stages=passage, kv=kv, finished=finished)
-        client = LLMClient(self.kernel, name, scheduler=scheduler, steptimes=pool.stages[0], kv=kv, finished=finished)
+        kind: Callable[..., LLMClient] = LLMClient
+        if pool.spec.speculation.tokens:
+            kind = partial(SpeculativeClient, speculation=pool.spec.speculation, seed=self.seed)
+        client = kind(self.kernel, name, scheduler=scheduler, steptimes=pool.stages[0], kv=kv, finished=finished)
         client.power = pool.loads[0]
         return client
 

@@ -80,6 +80,18 @@ class WindowReport:
 
 
 @dataclass(frozen=True)
+class SpeculationReport:
+    """What was drafted and what became of it, over the whole run."""
+
+    drafter: str
+    tokens: int  # drafts of a request in one step
+    drafted: int  # tokens verified
+    accepted: int  # of those
+    acceptance_rate: float  # accepted share of the drafted
+    tokens_per_step: float  # of a decoding request: one, and the accepted
+
+
+@dataclass(frozen=True)
 class PoolReport:
     """What one pool is and how busy it was, over the whole run."""
 
@@ -103,6 +115,7 @@ class PoolReport:
     node: str = ""
     joules: float = 0.0  # drawn by all its devices
     watts: float = 0.0  # mean of a device
+    speculation: SpeculationReport | None = None
 
 
 @dataclass(frozen=True)

@@ -57,11 +57,12 @@ class EngineView(Protocol):
 
     @property
     def decoding(self) -> int:
-        """Running requests that compute their last token next."""
+        """Tokens of one decode step: the running requests that compute their last token next, times one token each,
+        or one and its drafts under speculation."""
 
     @property
     def due(self) -> int:
-        """Blocks the decoding requests need for one token each."""
+        """Blocks the decoding requests need for those tokens."""
 
     @property
     def preempted(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from mist import __version__
 from mist.build import build
+from mist.clients.speculative import SpeculativeClient
 from mist.cluster import Cluster, Pool, PoolSpec, check_pools
 from mist.errors import Infeasible, InputError, UnmeetableSLO
 from mist.kernel import Kernel
@@ -18,6 +19,7 @@ from mist.metrics import (
     Counts,
     PoolReport,
     Result,
+    SpeculationReport,
     Verdict,
     WindowReport,
     latency,
@@ -141,7 +143,7 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
     """
     kernel = Kernel()
     try:
-        cluster = Cluster(kernel, scenario.pools, scenario.link)
+        cluster = Cluster(kernel, scenario.pools, scenario.link, scenario.seed)
     except Infeasible as why:
         dollars = scenario.dollars_per_hour
         return Result("infeasible", str(why), rate, scenario.seed, __version__, dollars_per_hour=dollars)
@@ -333,6 +335,20 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float) -> PoolReport:
         node=spec.node.name,
         joules=drawn,
         watts=drawn / (spec.devices * elapsed),
+        speculation=_speculation(pool),
+    )
+
+
+def _speculation(pool: Pool) -> SpeculationReport | None:
+    drafts = pool.spec.speculation
+    if not drafts.tokens:
+        return None
+    counts = [client.acceptance for client in pool.clients if isinstance(client, SpeculativeClient)]
+    verifications, drafted, accepted = (
+        sum(getattr(count, name) for count in counts) for name in ("verifications", "drafted", "accepted")
+    )
+    return SpeculationReport(
+        drafts.name, drafts.tokens, drafted, accepted, accepted / max(drafted, 1), 1 + accepted / max(verifications, 1)
     )
 
 

@@ -34,6 +34,9 @@ NOUNS = ("scheduler", "router", "hardware", "model")
 TINY = ModelSpec("tiny", 2, 64, 4, 2, 16, 128, 256, context=10**9, parameters=1e5)
 
 settings.register_profile("laws", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile(
+    "fuzz", max_examples=50_000, print_blob=True, deadline=None, suppress_health_check=list(HealthCheck)
+)
 settings.load_profile("laws")
 
 

@@ -176,7 +176,7 @@ class LLMClient:
                 self._grant(decision)
             elif decision is DECODES:
                 self._decode = True
-                self.kv.extend(self.decodes, 0, 1)
+                self._extend()
             elif type(decision) is Preempt:
                 self._preempt(decision.request)
         if self.granted:
@@ -187,6 +187,10 @@ class LLMClient:
             self.kernel.decide(self._launch)  # they may come back at once
         else:
             self._awake = False
+
+    def _extend(self) -> None:
+        """Blocks for the next token of every member of the lockstep set."""
+        self.kv.extend(self.decodes, 0, 1)
 
     def _grant(self, grant: Grant) -> None:
         request, tokens = grant
@@ -224,7 +228,7 @@ class LLMClient:
 
     def _take_over(self) -> None:
         """Reserve memory for hand-overs, first come, first served, and start on those that have arrived."""
-        while self._landed:
+        while self._landed and len(self._running) < self.scheduler.max_running:  # the preempted may have come back
             request = self._landed.popleft()
             self._fetching -= 1
             self._admissions += 1
@@ -253,12 +257,15 @@ class LLMClient:
             decodes.cached if self._decode else 0,
             tuple([(tokens, request.computed) for request, tokens in chunks]),
         )
-        time = self.steptimes.step_time(shape)
-        if self.power is not None:
-            self.load += self.power.step(shape)
+        time = self._step_time(shape)
         if self.watch is not None:
             self.watch(self, time)
         self.kernel.after(time, self._end_step, chunks, time)
+
+    def _step_time(self, shape: StepShape) -> float:
+        if self.power is not None:
+            self.load += self.power.step(shape)
+        return self.steptimes.step_time(shape)
 
     def _bench(self) -> None:
         """Decoding requests that get no token leave the lockstep set: they have one token to compute, like a prompt."""

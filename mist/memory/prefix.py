@@ -62,7 +62,10 @@ class PrefixPool(BlockPool):
         end = request.computed + tokens
         while len(request.table) * self.block_tokens < end:
             self._allocate(request)
-        for index in range(request.computed // self.block_tokens, end // self.block_tokens):
+        first = request.computed // self.block_tokens
+        while first and self._content[request.table[first - 1]] is None:  # filled by drafts, accepted since
+            first -= 1
+        for index in range(first, min(end, request.known) // self.block_tokens):  # a draft's content is not known
             self._register(request, index)
         request.blocks = len(request.table)
 

@@ -14,10 +14,11 @@ class StepShape(NamedTuple):
     decodes: int  # sequences that compute one token
     context: int  # KV tokens those sequences read, together
     chunks: tuple[tuple[int, int], ...] = ()  # (tokens, tokens cached before them) of each prompt chunk
+    drafted: int = 0  # further tokens those sequences compute to verify drafts, together
 
     @property
     def tokens(self) -> int:
-        return self.decodes + sum(tokens for tokens, _ in self.chunks)
+        return self.decodes + self.drafted + sum(tokens for tokens, _ in self.chunks)
 
     @property
     def requests(self) -> int:

@@ -3,7 +3,7 @@
 from math import floor
 
 from mist.errors import ImpossibleLayout, Infeasible
-from mist.model import BYTES_PER_ELEMENT
+from mist.model import BYTES_PER_ELEMENT, ModelSpec
 from mist.perf.base import Replica
 from mist.perf.stages import stages
 
@@ -77,16 +77,19 @@ def device_weights(replica: Replica) -> float:
     return (model.weight_bytes - routed) / replica.tp + routed / replica.group
 
 
-def kv_blocks(replica: Replica, tokens: int, requests: int) -> int:
+def kv_blocks(
+    replica: Replica, tokens: int, requests: int, drafter: ModelSpec | None = None, beside: float = 0.0
+) -> int:
     """KV blocks of one replica; raises Infeasible, with the numbers, where not even one is left.
 
     ``tokens`` is the largest step, ``requests`` the largest batch, of all ``dp`` copies together. Capacity is
     memory x utilisation, less weights, the activation peak of the largest step (residual, one MLP intermediate
     and float32 logits are alive together) and the engine's reserve, as vLLM computes it from a profiling run;
-    of several pipeline stages the tightest decides.
+    of several pipeline stages the tightest decides. ``drafter``, for speculation, caches the same tokens and adds
+    ``beside`` bytes of weights, shared by ``tp`` devices.
     """
     model, hardware, tp, engine, dp = replica.model, replica.hardware, replica.tp, replica.engine, replica.dp
-    weights = device_weights(replica)
+    weights = device_weights(replica) + beside / tp
     if (replica.pp == 1 and weights > hardware.memory) or model.weight_bytes > replica.devices * hardware.memory:
         raise Infeasible(
             f"{model.name} needs {weights * replica.group / 1e9:.0f} GB of weights, "
@@ -100,7 +103,10 @@ def kv_blocks(replica: Replica, tokens: int, requests: int) -> int:
     usable = hardware.memory * engine.memory_utilization
     left = usable - weights - activations - engine.reserve
     shards = 1 if model.kv_latent else min(tp, model.kv_heads)
-    blocks = int(left // (engine.block_tokens * model.kv_bytes_per_token / shards))
+    token = model.kv_bytes_per_token / shards
+    if drafter is not None:
+        token += drafter.kv_bytes_per_token / (1 if drafter.kv_latent else min(tp, drafter.kv_heads))
+    blocks = int(left // (engine.block_tokens * token))
     if blocks < 1:
         raise Infeasible(
             f"{model.name} leaves no memory for KV cache: of {usable / 1e9:.1f} GB usable on each of {replica.group} x "

@@ -62,7 +62,8 @@ class Load:
 
     def step(self, shape: StepShape) -> float:
         """Of one step."""
-        tokens, busy = shape.decodes, self._step + (shape.decodes + len(shape.chunks)) * self._row
+        tokens = shape.decodes + shape.drafted
+        busy = self._step + (tokens + len(shape.chunks)) * self._row
         for chunk, past in shape.chunks:
             tokens += chunk
             for window, pair, cached in self._attention:

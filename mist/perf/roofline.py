@@ -90,6 +90,9 @@ class RooflineSteps:
         engine = self._engine
         if shape.chunks:
             time += engine.mixed_overhead
+        if shape.drafted:
+            time += self._verification(shape.decodes, shape.context, shape.drafted)
+            return time + self._linear_time(tokens + shape.drafted) + self._rows_time(requests, shape.drafted)
         if shape.decodes:
             time += self._decode_attention(shape.decodes, shape.context)
         return time + self._linear_time(tokens) + self._head_time(requests) + engine.step_overhead
@@ -220,6 +223,21 @@ class RooflineSteps:
             compute, traffic = seen * pair, seen * cached + decodes * query
             time += compute if compute > traffic else traffic
         return time
+
+    def _verification(self, decodes: int, context: int, drafted: int) -> float:
+        """Attention of sequences that verify drafts, the same number each: a cached token is read once for all."""
+        width, time = 1 + drafted / decodes, 0.0
+        for window, pair, cached, query in self._attention_kinds:
+            seen, pairs = context + decodes * width, width * context + decodes * width * (width + 1) / 2
+            if window:
+                seen, pairs = min(seen, decodes * (window + width)), min(pairs, decodes * width * window)
+            time += max(pairs * pair, seen * cached + decodes * width * query)
+        return time
+
+    def _rows_time(self, requests: int, drafted: int) -> float:
+        """The language head over drafted tokens too, and the engine's overheads, which they do not add to."""
+        head = self._head_time(requests + drafted) - drafted * self._engine.request_overhead
+        return head + self._engine.step_overhead
 
 
 class _Attention(NamedTuple):

@@ -17,7 +17,7 @@ def simulation(result: Result) -> RenderableType:
     """What was deployed, what it did with the load, and whether the SLO held."""
     if result.verdict == "infeasible":
         return Text.assemble(("does not fit: ", BAD), result.reason)
-    parts: list[RenderableType] = [deployment(result), Text()]
+    parts: list[RenderableType] = [deployment(result), *_speculation(result), Text()]
     parts.append(_served(result))
     parts.append(latency_table(result))
     if result.classes:
@@ -74,6 +74,15 @@ def _pool(pool: PoolReport) -> Iterator[str]:
     yield f"{pool.preemptions:,}"
     yield f"{pool.watts:.0f}"
     yield f"{pool.dollars_per_hour:.2f}"
+
+
+def _speculation(result: Result) -> Iterator[Text]:
+    for name, pool in (result.pools or {}).items():
+        if (drafts := pool.speculation) is not None:
+            yield Text(
+                f"{name} speculates: {drafts.drafter} drafts {drafts.tokens} a step, {drafts.acceptance_rate:.0%}"
+                f" accepted, {drafts.tokens_per_step:.2f} tokens a step"
+            )
 
 
 def _served(result: Result) -> Text:
