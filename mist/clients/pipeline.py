@@ -13,7 +13,6 @@ from mist.perf.power import Load
 from mist.policy import Ranked, Scheduler
 from mist.request import Request
 
-
 EPOCH = 2**40  # steps: more than any lane takes
 
 
