@@ -44,7 +44,11 @@ def test_one_server_serves_by_lindleys_recursion(scheduler_name, exponential, on
     for (time, prompt, _), (following, _, _) in pairwise([*load, load[-1]]):
         expected.append(wait)
         wait = max(wait + prompt * TOKEN - (following - time), 0.0)
-    np.testing.assert_allclose(waits(drive(one_server(scheduler_name), load)), expected, atol=1e-8)
+    found = waits(drive(one_server(scheduler_name), load))
+    if scheduler_name == "shortest_first" and exponential:
+        assert found.mean() < np.mean(expected)  # not first come, first served, and better so on average
+    else:
+        np.testing.assert_allclose(found, expected, atol=1e-8)
 
 
 @pytest.mark.parametrize("rho", [0.5, 0.7])
