@@ -170,3 +170,11 @@ def test_slo_aware_raises_capacity_under_a_two_class_slo():
     assert found["slo_aware"] > 1.4 * found["fcfs"]
     assert found["slo_aware"] > 1.4 * found["vllm"]
     assert found["slo_aware"] > 1.1 * found["priority"] > 1.1 * found["fcfs"]
+
+
+def test_of_prompts_due_at_one_time_the_long_wait_for_the_short(tiny_pool, drive):
+    load = [(0.0, 50, 5), *((1e-4, tokens, 5) for tokens in (300, 20, 100))]
+    for patience, order in ((0.0, [300, 20, 100]), (1e-3, [20, 100, 300])):
+        pool = tiny_pool("slo_aware", token_budget=512, max_running=1, patience=patience)
+        run = drive(pool, load, kinds=KINDS[:1])
+        assert [r.input for r in sorted(run.requests[1:], key=lambda r: r.started)] == order

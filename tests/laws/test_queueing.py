@@ -25,9 +25,6 @@ def one_server(make_pool, tiny, linear):
     return pool
 
 
-REORDERING = {"shortest_first", "slo_aware"}  # do not serve in order of arrival
-
-
 def stream(seed, n, rho, exponential):
     """Poisson arrivals at ``rho`` per second of prompts of a second on average, one token of answer."""
     draw = np.random.default_rng(seed)
@@ -47,12 +44,11 @@ def test_one_server_serves_by_lindleys_recursion(scheduler_name, exponential, on
     for (time, prompt, _), (following, _, _) in pairwise([*load, load[-1]]):
         expected.append(wait)
         wait = max(wait + prompt * TOKEN - (following - time), 0.0)
-    run = drive(one_server(scheduler_name), load)
-    if scheduler_name in REORDERING:  # who waits is theirs to choose, but the server is never idle meanwhile
-        ends = [time + wait + prompt * TOKEN for (time, prompt, _), wait in zip(load, expected, strict=True)]
-        assert max(request.finished for request in run.requests) == pytest.approx(max(ends), abs=1e-8)
+    found = waits(drive(one_server(scheduler_name), load))
+    if scheduler_name == "shortest_first" and exponential:
+        assert found.mean() < np.mean(expected)  # not first come, first served, and better so on average
     else:
-        np.testing.assert_allclose(waits(run), expected, atol=1e-8)
+        np.testing.assert_allclose(found, expected, atol=1e-8)
 
 
 @pytest.mark.parametrize("rho", [0.5, 0.7])

@@ -242,7 +242,7 @@ def test_alone_the_speedup_is_the_formula(make_pool, sheet, drive):
     times = [np.mean([r.tpot for r in drive(spec, load).requests]) for spec in (plain, pool)]
     observed = times[0] / times[1]
     assert observed == pytest.approx(closed_form(pool, plain, 1, context + 2000, expected), rel=0.03)
-    target, draft = pool.steptimes().target, pool.steptimes().drafter
+    target, draft = pool.steptimes()[0].target, pool.steptimes()[0].drafter
     one, several = StepShape(1, context), StepShape(1, context, (), tokens)
     verify, decode = target.step_time(several), target.step_time(one)
     assert verify == pytest.approx(decode, rel=0.05)  # memory-bound: the drafts ride along
