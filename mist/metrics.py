@@ -47,12 +47,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Counts:
-    """arrived = completed + in_flight + refused, over the whole run and over the window's arrivals."""
+    """arrived = completed + in_flight + refused + lost, over the whole run and over the window's arrivals."""
 
     arrived: int
     completed: int
     in_flight: int
     refused: int
+    lost: int = 0  # with a replica that failed
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,20 @@ class WindowReport:
     backlog_end: int
     long_enough: bool
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FleetReport:
+    """Replicas that came and went: what was paid for, from order to release, and what could serve."""
+
+    replica_seconds: float  # paid for, over the whole run
+    up_seconds: float  # of those, able to serve
+    mean_replicas: float  # paid for in the window, on average over time
+    fewest: int  # paid for at once, over the whole run
+    most: int
+    failures: int
+    availability: float  # share of the time from first up to release that replicas were not out of order
+    joined: int  # replicas taken over from the other role
 
 
 @dataclass(frozen=True)
@@ -86,7 +101,8 @@ class PoolReport:
     utilization: float  # share of time a replica was stepping
     preemptions: int
     steps: int
-    dollars_per_hour: float
+    dollars_per_hour: float  # on average over the window
+    fleet: FleetReport | None = None  # of a pool whose replicas come and go
 
 
 @dataclass(frozen=True)
@@ -158,7 +174,7 @@ def doomed(slo: SLO, requests: Sequence[Request], cohort: int, now: float) -> bo
 
 
 def _surely_late(request: Request, metric: str, value: float, limit: float, now: float) -> bool:
-    if value != inf or request.refused:
+    if value != inf or request.refused or request.lost:
         return value > limit
     return metric != "tpot" and now - request.arrived > limit
 
@@ -196,8 +212,13 @@ def requests_frame(requests: Sequence[Request]) -> pd.DataFrame:
         "arrived": [r.arrived for r in requests],
         "input": [r.input for r in requests],
         "output": [r.output for r in requests],
-        "state": ["refused" if r.refused else "completed" if r.finished >= 0 else "in_flight" for r in requests],
+        "state": [
+            "refused" if r.refused else "lost" if r.lost else "completed" if r.finished >= 0 else "in_flight"
+            for r in requests
+        ],
         "refused": [r.refused for r in requests],
+        "lost": [r.lost for r in requests],
+        "retries": [r.retries for r in requests],
         "preemptions": [r.preemptions for r in requests],
         "first_token": [r.first_token if r.first_token >= 0 else np.nan for r in requests],
         "finished": [r.finished if r.finished >= 0 else np.nan for r in requests],

@@ -1,6 +1,7 @@
 """One deployment under one workload: config in, Result out."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from math import ceil
@@ -10,11 +11,15 @@ from mist import __version__
 from mist.build import build
 from mist.cluster import Cluster, Pool, PoolSpec, check_pools
 from mist.errors import Infeasible, InputError
+from mist.faults import NO_FAULTS, Faults, check_faults
+from mist.fleet import Autoscale, Fixed, mean_replicas, paid, seconds
+from mist.handover import GLOBAL, HandoverSpec, check_handover
 from mist.kernel import Kernel
 from mist.metrics import (
     METRICS,
     Check,
     Counts,
+    FleetReport,
     PoolReport,
     Result,
     Verdict,
@@ -28,6 +33,7 @@ from mist.metrics import (
 from mist.network import LinkSpec
 from mist.price import PriceList
 from mist.request import Request
+from mist.roles import FIXED_ROLES, FixedRoles, Roles
 from mist.slo import SLO
 from mist.workload.traffic import Traffic, Workload
 
@@ -61,11 +67,28 @@ class Scenario:
     link: LinkSpec | None = None
     window: Window = Window()
     seed: int = 0
+    handover: HandoverSpec = GLOBAL
+    faults: Faults = NO_FAULTS
+    roles: Roles = FIXED_ROLES
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise InputError("seed", self.seed, "must not be negative")
         check_pools(self.pools, self.link)
+        self._check_dynamics()
+
+    def _check_dynamics(self) -> None:
+        replicas = {name: spec.replicas for name, spec in self.pools.items()}
+        scaled = any(isinstance(spec.autoscaler, Autoscale) for spec in self.pools.values())
+        switching = not isinstance(self.roles, FixedRoles)
+        alike = len({(spec.hardware.name, spec.tp) for spec in self.pools.values()}) == 1 and not scaled
+        fixed = {n: r for n, r in replicas.items() if isinstance(self.pools[n].autoscaler, Fixed) and not switching}
+        with at("roles"):
+            self.roles.check(alike, replicas)
+        with at("handover"):
+            check_handover(self.handover, replicas, not scaled and not switching)
+        with at("faults"):
+            check_faults(self.faults, fixed, replicas)
 
     @property
     def rate(self) -> float:
@@ -75,6 +98,16 @@ class Scenario:
     @property
     def dollars_per_hour(self) -> float:
         return sum(spec.devices * self.price.of(spec.hardware.name) for spec in self.pools.values())
+
+
+@contextmanager
+def at(place: str) -> Iterator[None]:
+    """What is wrong in here is wrong with an option of ``place``."""
+    try:
+        yield
+    except InputError as error:
+        whole = ".".join(part for part in (place, error.field) if part)
+        raise type(error)(whole, error.value, error.why, error.choices) from None
 
 
 Stop = Callable[[Sequence[Request], float], bool]
@@ -102,7 +135,16 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
     """
     kernel = Kernel()
     try:
-        cluster = Cluster(kernel, scenario.pools, scenario.link)
+        cluster = Cluster(
+            kernel,
+            scenario.pools,
+            scenario.link,
+            handover=scenario.handover,
+            faults=scenario.faults,
+            roles=scenario.roles,
+            good=within(scenario.slo),
+            seed=scenario.seed,
+        )
     except Infeasible as why:
         dollars = scenario.dollars_per_hour
         return Result("infeasible", str(why), rate, scenario.seed, __version__, dollars_per_hour=dollars)
@@ -130,7 +172,7 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
         cohort = requests[warm : warm + cycle]
         if look == LOOKS and unstable(cycle, backlogs[0], backlogs[-1]):
             break
-        if stop(cohort, now) or (look >= LOOKS and all(r.finished >= 0 or r.refused for r in cohort)):
+        if stop(cohort, now) or (look >= LOOKS and all(r.finished >= 0 or r.refused or r.lost for r in cohort)):
             break
     window = _Window(start, start + length * (len(backlogs) - 1) / LOOKS, warm, cycle, backlogs[0], backlogs[-1])
     return _result(scenario, cluster, requests, rate, window)
@@ -176,7 +218,8 @@ def _result(scenario: Scenario, cluster: Cluster, requests: Sequence[Request], r
     in_slo = [r for r in done if good(r)]
     verdict, reason = _verdict(window, checks)
     goodput = sum(r.output for r in in_slo) / length
-    dollars = scenario.dollars_per_hour
+    pools = {name: _pool(scenario, pool, kernel.now, window) for name, pool in cluster.pools.items()}
+    dollars = sum(pool.dollars_per_hour for pool in pools.values())
     notes = window_notes(slo, len(cohort), length, max(window.start, 0.0), figures["e2e"])
     if len(cohort) < window.cycle:
         notes.append("the run was stopped early")
@@ -198,7 +241,7 @@ def _result(scenario: Scenario, cluster: Cluster, requests: Sequence[Request], r
         goodput_tokens_per_second=goodput,
         dollars_per_hour=dollars,
         tokens_per_dollar=goodput / (dollars / 3600) if verdict == "ok" else 0.0,
-        pools={name: _pool(scenario, pool, kernel.now) for name, pool in cluster.pools.items()},
+        pools=pools,
         requests=tuple(requests),
     )
 
@@ -214,11 +257,15 @@ def _verdict(window: _Window, checks: Mapping[str, Check]) -> tuple[Verdict, str
 def _counts(requests: Sequence[Request]) -> Counts:
     completed = sum(1 for r in requests if r.finished >= 0)
     refused = sum(1 for r in requests if r.refused)
-    return Counts(len(requests), completed, len(requests) - completed - refused, refused)
+    lost = sum(1 for r in requests if r.lost)
+    return Counts(len(requests), completed, len(requests) - completed - refused - lost, refused, lost)
 
 
-def _pool(scenario: Scenario, pool: Pool, elapsed: float) -> PoolReport:
-    spec, clients = pool.spec, pool.clients
+def _pool(scenario: Scenario, pool: Pool, elapsed: float, window: _Window) -> PoolReport:
+    spec, clients = pool.spec, pool.everybody
+    fleet = _fleet(pool, window)
+    replicas = spec.replicas if fleet is None else fleet.mean_replicas
+    up_seconds = spec.replicas * elapsed if fleet is None else fleet.up_seconds
     return PoolReport(
         model=spec.model.name,
         hardware=spec.hardware.name,
@@ -231,8 +278,26 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float) -> PoolReport:
         kv_blocks=pool.blocks,
         kv_tokens=pool.blocks * spec.engine.block_tokens,
         kv_peak=max(client.kv.peak for client in clients) / pool.blocks,
-        utilization=sum(client.busy for client in clients) / (spec.replicas * elapsed),
+        utilization=sum(client.busy for client in clients) / up_seconds if up_seconds else 0.0,
         preemptions=sum(client.preemptions for client in clients),
         steps=sum(client.steps for client in clients),
-        dollars_per_hour=spec.devices * scenario.price.of(spec.hardware.name),
+        dollars_per_hour=spec.tp * replicas * scenario.price.of(spec.hardware.name),
+        fleet=fleet,
+    )
+
+
+def _fleet(pool: Pool, window: _Window) -> FleetReport | None:
+    if pool.fleet is None:
+        return None
+    spans = list(pool.fleet.history())
+    up, failed = seconds(spans, "up", "draining"), seconds(spans, "failed")
+    return FleetReport(
+        replica_seconds=seconds(spans),
+        up_seconds=up,
+        mean_replicas=mean_replicas(spans, window.start, window.end),
+        fewest=min(counts := paid(spans)),
+        most=max(counts),
+        failures=pool.fleet.failures,
+        availability=up / (up + failed) if up + failed else 1.0,
+        joined=pool.fleet.joined,
     )
