@@ -2,7 +2,7 @@
 
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, Protocol
@@ -177,11 +177,10 @@ class Fleet:
         self._enter(index, "failed")
         self.kernel.after(repair, self._come_up, index, self._life[index])
 
-    def history(self) -> Iterator[Span]:
-        """Every span so far; those that last still end now."""
-        yield from self.spans
-        for span in self._now.values():
-            yield span._replace(until=self.kernel.now)
+    def history(self, now: float | None = None) -> list[Span]:
+        """Every span so far; those that last still end now, or at a later ``now``."""
+        until = self.kernel.now if now is None else now
+        return [*self.spans, *(span._replace(until=until) for span in self._now.values())]
 
     def everybody(self) -> list[LLMClient]:
         """Every client there has been."""

@@ -289,13 +289,15 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float, window: _Window) -> Po
 def _fleet(pool: Pool, window: _Window) -> FleetReport | None:
     if pool.fleet is None:
         return None
-    spans = list(pool.fleet.history())
+    spans = pool.fleet.history()
+    lasting = pool.fleet.history(max(pool.fleet.kernel.now, window.end))
     up, failed = seconds(spans, "up", "draining"), seconds(spans, "failed")
+    counts = paid(spans)
     return FleetReport(
         replica_seconds=seconds(spans),
         up_seconds=up,
-        mean_replicas=mean_replicas(spans, window.start, window.end),
-        fewest=min(counts := paid(spans)),
+        mean_replicas=mean_replicas(lasting, window.start, window.end),
+        fewest=min(counts),
         most=max(counts),
         failures=pool.fleet.failures,
         availability=up / (up + failed) if up + failed else 1.0,

@@ -73,8 +73,8 @@ def _dynamics(result: Result) -> Iterator[Text]:
         if pool.fleet is None:
             continue
         fleet = pool.fleet
-        text = f"{name}: {fleet.mean_replicas:.3g} replicas on average, {fleet.fewest} to {fleet.most}"
-        text += f"; {fleet.replica_seconds:,.0f} replica-seconds paid"
+        text = f"{name}: paid for {fleet.mean_replicas:.3g} replicas on average, {fleet.fewest} to {fleet.most}"
+        text += f", {fleet.replica_seconds:,.0f} replica-seconds"
         if fleet.failures:
             text += f"; {fleet.failures} failures, {fleet.availability:.3%} available"
         if fleet.joined:

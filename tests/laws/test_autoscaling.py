@@ -42,9 +42,7 @@ def test_without_leeway_it_is_the_fixed_pool_bit_for_bit(n, policy, make_pool, m
 
 @settings(max_examples=30)
 @given(data=st.data())
-def test_only_replicas_that_are_up_serve_and_nobody_is_forgotten(
-    data, policy, make_pool, drive, poisson, tiny, linear
-):
+def test_only_replicas_that_are_up_serve_and_nobody_is_forgotten(data, policy, make_pool, drive, poisson, tiny, linear):
     low, seed = data.draw(st.integers(0, 2)), data.draw(st.integers(0, 1000))
     scaling = policy(
         min_replicas=low, max_replicas=4, startup=data.draw(st.sampled_from([0.0, 0.3, 2.0])),
@@ -56,7 +54,7 @@ def test_only_replicas_that_are_up_serve_and_nobody_is_forgotten(
     )  # fmt: skip
     run = drive(pool, poisson(seed, 60, 20.0, (1, 60), (1, 60)), until=200.0, good=lambda r: r.ttft < 0.05)
     fleet = run.cluster.pools["llm"].fleet
-    spans = list(fleet.history())
+    spans = fleet.history()
     assert run.cluster.in_flight == 0
     for request in run.requests:
         for visit in request.visits:

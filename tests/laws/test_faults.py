@@ -30,9 +30,7 @@ def deployments(draw, make_pool, tiny, linear):
     }  # fmt: skip
     if draw(st.booleans()):
         return {"llm": make_pool(**common, replicas=draw(st.integers(1, 3)))}, None, HandoverSpec()
-    pools = {
-        role: make_pool(**common, role=role, replicas=draw(st.integers(1, 3))) for role in ("prefill", "decode")
-    }
+    pools = {role: make_pool(**common, role=role, replicas=draw(st.integers(1, 3))) for role in ("prefill", "decode")}
     return pools, LinkSpec("wire", 1e6, 1e-4), HandoverSpec(layerwise=draw(st.booleans()))
 
 
@@ -103,7 +101,7 @@ def test_a_fault_that_never_happens_leaves_every_bit_as_it_is(make_pool, make_sc
 def test_availability_is_mtbf_over_mtbf_plus_mttr(make_pool, drive, tiny, linear):
     pool = make_pool(model=tiny, perf=linear(1e-3), replicas=4)
     run = drive(pool, [(0.0, 5, 5)], faults=DrawnFaults(100.0, 25.0, "migrate", 3), until=1e5)
-    spans = list(run.cluster.pools["llm"].fleet.history())
+    spans = run.cluster.pools["llm"].fleet.history()
     up, failed = seconds(spans, "up"), seconds(spans, "failed")
     assert up / (up + failed) == pytest.approx(0.8, abs=0.015)
     assert up + failed == pytest.approx(4e5, rel=1e-3)
