@@ -1,10 +1,10 @@
 """Which replicas of a pool are up: ordered, starting, up, draining, failed, released."""
 
 from bisect import insort
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple, Protocol
 
 from mist.clients.llm import LLMClient
@@ -200,27 +200,26 @@ def seconds(spans: Sequence[Span], *states: str, start: float = 0.0, end: float 
     )
 
 
-def paid(spans: Sequence[Span]) -> list[int]:
-    """How many replicas were paid for, each time their number changed."""
-    changes: dict[float, int] = {}
+def paid(spans: Sequence[Span]) -> list[tuple[float, int]]:
+    """(time, replicas paid for from then on), each time their number changes."""
+    changes: defaultdict[float, int] = defaultdict(int)
     for span in spans:
-        changes[span.since] = changes.get(span.since, 0) + 1
+        changes[span.since] += 1
         if span.until is not None:
-            changes[span.until] = changes.get(span.until, 0) - 1
-    times = sorted(changes)
-    return [sum(changes[t] for t in times[: i + 1]) for i in range(max(len(times) - 1, 1))]
+            changes[span.until] -= 1
+    times = sorted(time for time, change in changes.items() if change)
+    return list(zip(times, accumulate(changes[time] for time in times), strict=True))
 
 
 def mean_replicas(spans: Sequence[Span], start: float, end: float) -> float:
     """Replicas paid for from ``start`` to ``end``, on average over time; exact where their number never changes."""
-    length = end - start
-    marks = sorted({start, end, *(t for s in spans for t in (s.since, s.until) if t is not None and start < t < end)})
-    paid = [
-        (sum(1 for s in spans if s.since <= a and (s.until is None or s.until >= b)), b - a) for a, b in pairwise(marks)
-    ]
-    if len({count for count, _ in paid}) == 1:
-        return float(paid[0][0])
-    return sum(count * (time / length) for count, time in paid)
+    steps = paid(spans)
+    before = [count for time, count in steps if time <= start]
+    inside = [(time, count) for time, count in steps if start < time < end]
+    steps = [(start, before[-1] if before else 0), *inside, (end, 0)]
+    if len(steps) == 2:
+        return float(steps[0][1])
+    return sum(count * ((until - since) / (end - start)) for (since, count), (until, _) in pairwise(steps))
 
 
 class Scaler:

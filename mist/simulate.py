@@ -8,6 +8,7 @@ from math import ceil
 from typing import Any, NamedTuple
 
 from mist import __version__
+from mist.autoscalers.slo_attainment import SloAttainment
 from mist.build import build
 from mist.cluster import Cluster, Pool, PoolSpec, check_pools
 from mist.errors import Infeasible, InputError
@@ -83,6 +84,11 @@ class Scenario:
         switching = not isinstance(self.roles, FixedRoles)
         alike = len({(spec.hardware.name, spec.tp) for spec in self.pools.values()}) == 1 and not scaled
         fixed = {n: r for n, r in replicas.items() if isinstance(self.pools[n].autoscaler, Fixed) and not switching}
+        for name, spec in self.pools.items():
+            scaling = spec.autoscaler
+            if isinstance(scaling, Autoscale) and isinstance(scaling.policy, SloAttainment) and not list(self.slo):
+                why = "without a limit in slo every request is within it: no effect"
+                raise InputError(f"pools.{name}.autoscaler", "slo_attainment", why)
         with at("roles"):
             self.roles.check(alike, replicas)
         with at("handover"):
@@ -240,7 +246,7 @@ def _result(scenario: Scenario, cluster: Cluster, requests: Sequence[Request], r
         output_tokens_per_second=sum(r.output for r in done) / length,
         goodput_tokens_per_second=goodput,
         dollars_per_hour=dollars,
-        tokens_per_dollar=goodput / (dollars / 3600) if verdict == "ok" else 0.0,
+        tokens_per_dollar=goodput / (dollars / 3600) if verdict == "ok" and dollars else 0.0,
         pools=pools,
         requests=tuple(requests),
     )
@@ -292,7 +298,7 @@ def _fleet(pool: Pool, window: _Window) -> FleetReport | None:
     spans = pool.fleet.history()
     lasting = pool.fleet.history(max(pool.fleet.kernel.now, window.end))
     up, failed = seconds(spans, "up", "draining"), seconds(spans, "failed")
-    counts = paid(spans)
+    counts = [count for _, count in paid(lasting)][:-1]  # the last is when the run ends
     return FleetReport(
         replica_seconds=seconds(spans),
         up_seconds=up,

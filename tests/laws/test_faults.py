@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mist.autoscalers.queue_length import QueueLength
 from mist.errors import InputError
 from mist.faults import DrawnFaults, GivenFaults, Outage
-from mist.fleet import seconds
+from mist.fleet import Autoscale, Fixed, seconds
 from mist.handover import HandoverSpec
 from mist.network import LinkSpec
 from mist.request import Stage
+from mist.roles import FixedRoles, QueueRatio, SwitchRoles
 from mist.simulate import serve
 
 STEP, TOKEN, CACHED = 1e-3 * 2**0.5, 1e-5 * 3**0.5, 1e-6 * 5**0.5
@@ -22,11 +24,13 @@ END = 60.0  # s, long after the last request of every load below
 
 @st.composite
 def deployments(draw, make_pool, tiny, linear):
-    """Pools, link and hand-over: one pool or two, much memory or little."""
+    """Pools, link and hand-over: one pool or two, much memory or little, autoscaled or not."""
+    scaling = Autoscale(QueueLength(2.0, 4.0), 0.02, 0.05, 0.2, min_replicas=1, max_replicas=3)
     common = {
         "model": tiny, "scheduler": draw(st.sampled_from(["chunked_prefill", "continuous", "vllm_v1"])),
         "limits": {"token_budget": 64, "max_running": 31}, "perf": linear(STEP, TOKEN, CACHED),
         "kv_blocks": draw(st.sampled_from([40, 5000])), "engine": {"block_tokens": 4}, "router": "least_loaded",
+        "autoscaler": draw(st.sampled_from([Fixed(), scaling])),
     }  # fmt: skip
     if draw(st.booleans()):
         return {"llm": make_pool(**common, replicas=draw(st.integers(1, 3)))}, None, HandoverSpec()
@@ -41,7 +45,11 @@ def drawn_faults(draw):
     return DrawnFaults(draw(st.sampled_from([0.05, 0.3, 2.0])), draw(st.sampled_from([0.01, 0.2])), fate, retries)
 
 
-@settings(max_examples=60)
+def scaled(pools):
+    return any(isinstance(pool.autoscaler, Autoscale) for pool in pools.values())
+
+
+@settings(max_examples=80)
 @given(data=st.data())
 def test_arrived_is_completed_in_flight_refused_and_lost(data, make_pool, drive, poisson, tiny, linear):
     pools, link, handover = data.draw(deployments(make_pool, tiny, linear))
@@ -61,6 +69,8 @@ def test_arrived_is_completed_in_flight_refused_and_lost(data, make_pool, drive,
 
     load = poisson(seed, 40, 300.0, (1, 60), (1, 90))
     options = {"handover": handover, "faults": faults, "seed": seed, "until": END}
+    if link is not None and sum(pool.replicas for pool in pools.values()) > 2 and not scaled(pools):
+        options["roles"] = data.draw(st.sampled_from([FixedRoles(), SwitchRoles(QueueRatio(2.0, 1.0), 0.05, 0.01)]))
     run = drive(pools, load, link, after_each=conserved, **options)
     assert run.cluster.in_flight == 0
     for pool in run.cluster.pools.values():
