@@ -11,9 +11,10 @@ from mist.report.text import simulation
 from mist.simulate import simulate
 
 CONF = Path(__file__).parents[1] / "conf"
-SHORT = ["workload=poisson_fixed", "workload.requests=200", "workload.rate=20", "hardware=l40s"]
+SHORT = ["workload=poisson_fixed", "workload.requests=200", "workload.rate=20"]
 PAIR = ["cluster=disaggregated", "prefill.replicas=2", "decode.replicas=2"]
 NEEDS = {
+    "autoscaler=queue_length": ["hardware=l40s"],
     "roles=queue_ratio": PAIR,
     "faults=drawn": ["faults.mtbf='5 s'", "faults.mttr='1 s'", "replicas=2"],
     "faults=given": ["faults.outage.first.at='2 s'", "faults.outage.first.lasting='1 s'"],
@@ -50,7 +51,7 @@ def test_off_the_summary_is_silent():
 
 def test_lost_requests_are_in_the_summary():
     lose = ["faults=drawn", "faults.mtbf='6 s'", "faults.mttr='1 s'", "faults.requests=lose", "faults.retries=0"]
-    result = simulate(compose([*SHORT, *lose]))
+    result = simulate(compose([*SHORT, *lose, "replicas=3"]))
     assert result.counts.lost > 0
     assert f"{result.counts.lost:,} lost with a replica" in text(result)
     assert set(result.requests_frame()["state"]) >= {"completed", "lost"}
@@ -75,5 +76,5 @@ def test_lost_requests_are_in_the_summary():
 )
 def test_what_has_no_effect_is_refused(overrides, message):
     with pytest.raises(InputError) as caught:
-        simulate(compose([*SHORT[:3], *overrides]))
+        simulate(compose([*SHORT, *overrides]))
     assert message in str(caught.value)

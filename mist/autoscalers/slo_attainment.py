@@ -27,7 +27,7 @@ class SloAttainment:
     def replicas(self, view: PoolView) -> int:
         missed = view.waiting > 0 if view.attainment is None else view.attainment < self.target
         if missed:
-            return view.up + self.step  # those that are starting already count
+            return max(view.replicas, view.up + self.step)  # those that are starting already count
         fewer = view.up - 1
         idle = not view.waiting and view.memory * view.up < self.slack * max(fewer, 0)
         return view.replicas - 1 if idle else view.replicas
