@@ -11,7 +11,7 @@ from mist.report.text import simulation
 from mist.simulate import simulate
 
 CONF = Path(__file__).parents[1] / "conf"
-SHORT = ["workload=poisson_fixed", "workload.requests=200", "workload.rate=20"]
+SHORT = ["workload=poisson_fixed", "workload.requests=200", "workload.rate=20", "workload.outputs.tokens=100"]
 PAIR = ["cluster=disaggregated", "prefill.replicas=2", "decode.replicas=2"]
 NEEDS = {
     "autoscaler=queue_length": ["hardware=l40s"],
