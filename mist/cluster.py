@@ -1,14 +1,18 @@
 """Pools of clients, and the way of a request through them."""
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 from mist.clients.llm import LLMClient
 from mist.clients.pipeline import PipelineClient, Stages
 from mist.clients.speculative import SpeculativeClient, check_speculation
 from mist.errors import InputError
+from mist.faults import NO_FAULTS, Faults, NoFaults
+from mist.fleet import FIXED, Autoscale, Fleet, Scaler, Scaling, seconds
+from mist.handover import GLOBAL, Handovers, HandoverSpec
 from mist.hardware import HardwareSpec
 from mist.kernel import Kernel
 from mist.memory.pool import BlockPool
@@ -22,6 +26,7 @@ from mist.perf.power import LINEAR, LinearPower, joules
 from mist.perf.stages import hop_time, stages
 from mist.policy import Router, Scheduler
 from mist.request import Request, Stage, Visit
+from mist.roles import FIXED_ROLES, Roles, Switcher, SwitchRoles
 from mist.speculation import OFF, DraftedSteps, Speculation, drafting_replica
 
 Role = Literal["both", "prefill", "decode"]
@@ -55,6 +60,7 @@ class PoolSpec:
     node: NodeSpec = ISOLATED
     power: LinearPower = LINEAR
     speculation: Speculation = OFF
+    autoscaler: Scaling = FIXED
 
     def __post_init__(self) -> None:
         for field in ("tp", "pp", "dp", "ep", "replicas"):
@@ -62,6 +68,7 @@ class PoolSpec:
                 raise InputError(field, getattr(self, field), "must be at least 1")
         if self.kv_blocks is not None and self.kv_blocks < 1:
             raise InputError("kv_blocks", self.kv_blocks, "must be at least 1")
+        self.autoscaler.check(self.replicas)
         check_layout(self.replica)
         skew = getattr(self.perf, "expert_skew", 0.0)
         if skew and self.ep == 1:
@@ -111,16 +118,47 @@ class Pool:
         efficiency = [getattr(spec.perf, f"{name}_efficiency", 1.0) for name in ("matmul", "bandwidth")]
         self.loads = [spec.power.of(stage, *efficiency) for stage in stages(spec.replica)]
         self.blocks = spec.blocks()
-        self.clients: list[LLMClient | PipelineClient] = []
+        self.clients: list[LLMClient] = []
         self.outstanding = [0] * spec.replicas  # unfinished requests by replica
-        self.routed = 0
+        self.groups = 1  # of affinity
+        self.turns: defaultdict[int | None, int] = defaultdict(int)  # requests routed, by group
+        self.fleet: Fleet | None = None  # of a pool whose replicas come and go
+        self.members: dict[int, dict[int, Request]] | None = None  # by replica, where one may fail
 
-    def route(self, request: Request) -> LLMClient | PipelineClient:
-        index = self.spec.router.choose(self.routed, self.outstanding)
-        self.routed += 1
+    def route(self, group: int | None = None) -> int | None:
+        """The replica the next request goes to, of its affinity group if one is given; None while none is up."""
+        among, outstanding = None, self.outstanding
+        if self.fleet is not None or group is not None:
+            up = self.fleet.up if self.fleet is not None else range(len(self.clients))
+            among = [index for index in up if group is None or index % self.groups == group]
+            outstanding = [outstanding[index] for index in among]
+        if not outstanding:
+            return None
+        index = self.spec.router.choose(self.turns[group], outstanding)
+        index = index if among is None else among[index]
+        self.turns[group] += 1
         self.outstanding[index] += 1
+        return index
+
+    def join(self, request: Request, index: int) -> None:
         request.replica = index
-        return self.clients[index]
+        if self.members is not None:
+            self.members[index][request.id] = request
+
+    def leave(self, request: Request) -> None:
+        self.outstanding[request.replica] -= 1
+        if self.members is not None:
+            del self.members[request.replica][request.id]
+
+    def settle(self, index: int) -> None:
+        """Something may have left this replica for good."""
+        if self.fleet is not None:
+            self.fleet.settle(index)
+
+    @property
+    def everybody(self) -> list[LLMClient]:
+        """Every client there has been."""
+        return self.clients if self.fleet is None else self.fleet.everybody()
 
     def hop_time(self, tokens: int, stage: int) -> float:
         """Seconds to send the activations of ``tokens`` from a pipeline stage to the next."""
@@ -129,7 +167,9 @@ class Pool:
     def joules(self, now: float) -> float:
         """Energy drawn so far."""
         hardware, devices = self.spec.hardware, self.spec.replica.devices
-        return sum(joules(hardware, devices, now, client.load, client.busy) for client in self.clients)
+        rented = now * len(self.clients) if self.fleet is None else seconds(self.fleet.history(now))
+        stepping = sum(joules(hardware, devices, 0.0, client.load, client.busy) for client in self.everybody)
+        return joules(hardware, devices, rented, 0.0, 0.0) + stepping
 
     def refusal(self, request: Request) -> str:
         """Why this pool can never serve the request; empty if it can."""
@@ -143,35 +183,62 @@ class Pool:
 
 
 class Cluster:
-    """Moves requests from stage to stage: one pool for prefill and decode, or one for each and a link."""
+    """Moves requests from stage to stage: one pool for prefill and decode, or one for each and a link.
 
-    def __init__(self, kernel: Kernel, pools: Mapping[str, PoolSpec], link: LinkSpec | None, seed: int = 0) -> None:
-        self.kernel, self.seed = kernel, seed
+    ``good`` tells an autoscaler whether a finished request kept its SLO; ``seed`` is of the faults.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        pools: Mapping[str, PoolSpec],
+        link: LinkSpec | None,
+        *,
+        handover: HandoverSpec = GLOBAL,
+        faults: Faults = NO_FAULTS,
+        roles: Roles = FIXED_ROLES,
+        good: Callable[[Request], bool] = bool,
+        seed: int = 0,
+    ) -> None:
+        self.kernel, self._seed = kernel, seed
         self.pools = {name: Pool(name, spec) for name, spec in pools.items()}
         self.link = Link(kernel, link) if link is not None else None
-        self.arrived = self.completed = self.refused = 0
+        self.arrived = self.completed = self.refused = self.lost = 0
+        self.faults, self.good = faults, good
         stages = {pool.spec.role: pool for pool in self.pools.values()}
         self._entry = stages.get("both") or stages["prefill"]
         self._decode = stages.get("decode")
+        self.handovers = self._handovers(handover) if self._decode is not None else None
         for pool in self.pools.values():
             for index in range(pool.spec.replicas):
                 pool.clients.append(self._client(pool, index))
+        self.scalers: list[Scaler] = []
+        self._outages: dict[tuple[str, int], Iterator[tuple[float, float]]] = {}
+        for pool in self.pools.values():
+            self._elastic(pool, switching=isinstance(roles, SwitchRoles))
+        if isinstance(roles, SwitchRoles) and self._decode is not None:
+            assert self._entry.fleet is not None and self._decode.fleet is not None
+            Switcher(kernel, roles, self._entry.fleet, self._decode.fleet)
 
-    def _client(self, pool: Pool, index: int) -> LLMClient | PipelineClient:
+    def _client(self, pool: Pool, index: int) -> LLMClient:
         client = self._engine(pool, f"{pool.name}/{index}")
         if pool.spec.role == "prefill":
+            assert self.handovers is not None
             client.prefilled = partial(self._hand_over, pool, client)
+            if self.handovers.spec.layerwise:
+                client.watch = self.handovers.watch
         return client
 
-    def _engine(self, pool: Pool, name: str) -> LLMClient | PipelineClient:
+    def _engine(self, pool: Pool, name: str) -> LLMClient:
         scheduler, kv = pool.spec.scheduler, BlockPool(pool.blocks, pool.spec.engine.block_tokens)
         finished = partial(self._finished, pool)
         if pool.spec.pp > 1:
             passage = Stages(self.kernel, pool.stages, pool.hop_time, pool.loads)
-            return PipelineClient(self.kernel, name, scheduler=scheduler, stages=passage, kv=kv, finished=finished)
+            pipeline = PipelineClient(self.kernel, name, scheduler=scheduler, stages=passage, kv=kv, finished=finished)
+            return cast(LLMClient, pipeline)  # it lacks only what coming and going needs, which Scenario refuses
         kind: Callable[..., LLMClient] = LLMClient
         if pool.spec.speculation.tokens:
-            kind = partial(SpeculativeClient, speculation=pool.spec.speculation, seed=self.seed)
+            kind = partial(SpeculativeClient, speculation=pool.spec.speculation, seed=self._seed)
         client = kind(self.kernel, name, scheduler=scheduler, steptimes=pool.stages[0], kv=kv, finished=finished)
         client.power = pool.loads[0]
         return client
@@ -181,10 +248,41 @@ class Cluster:
         """Energy drawn by all pools so far."""
         return sum(pool.joules(self.kernel.now) for pool in self.pools.values())
 
+    def _handovers(self, spec: HandoverSpec) -> Handovers:
+        assert self.link is not None and self._decode is not None
+        self._decode.groups = spec.groups
+        model = self._entry.spec.model
+        return Handovers(
+            self.kernel,
+            spec,
+            self.link,
+            bytes_per_token=model.kv_bytes_per_token,
+            layers=model.layers,
+            route=self._to_decode,
+            landed=self._decode.join,
+            fetched=self._entry.settle,
+            withdrawn=self._withdrawn,
+        )
+
+    def _elastic(self, pool: Pool, switching: bool) -> None:
+        """A fleet for a pool whose replicas come and go."""
+        scaling = pool.spec.autoscaler
+        failing = not isinstance(self.faults, NoFaults)
+        if not (isinstance(scaling, Autoscale) or failing or switching):
+            return
+        pool.fleet = Fleet(self.kernel, pool.clients, pool.outstanding, partial(self._client, pool))
+        if isinstance(scaling, Autoscale):
+            self.scalers.append(Scaler(self.kernel, scaling, pool.fleet))
+        if failing:
+            pool.members = defaultdict(dict)
+            pool.fleet.on_up = partial(self._next_outage, pool)
+            for index in pool.fleet.up:
+                self._next_outage(pool, index)
+
     @property
     def in_flight(self) -> int:
         """Requests in the system."""
-        return self.arrived - self.completed - self.refused
+        return self.arrived - self.completed - self.refused - self.lost
 
     def arrive(self, request: Request) -> None:
         """A request is here, now."""
@@ -196,44 +294,96 @@ class Cluster:
             self.kernel.route(self._enter, request)
 
     def _enter(self, request: Request) -> None:
-        self._entry.route(request).submit(request)
+        index = self._entry.route()
+        if index is None:
+            assert self._entry.fleet is not None
+            self._entry.fleet.held.append(partial(self._enter, request))
+            return
+        self._entry.join(request, index)
+        self._entry.clients[index].submit(request)
 
     def _finished(self, pool: Pool, request: Request) -> None:
-        pool.outstanding[request.replica] -= 1
+        pool.leave(request)
         self.completed += 1
+        self._judge(request)
+        pool.settle(request.replica)
 
-    def _hand_over(self, pool: Pool, source: LLMClient | PipelineClient, request: Request) -> None:
-        """The source keeps the KV until the decode client has fetched it."""
-        pool.outstanding[request.replica] -= 1
-        blocks, request.blocks = request.blocks, 0
-        self.kernel.route(self._expect, source, blocks, request)
+    def _judge(self, request: Request) -> None:
+        for scaler in self.scalers:
+            scaler.ended += 1
+            scaler.good += not request.lost and self.good(request)
 
-    def _expect(self, source: LLMClient | PipelineClient, blocks: int, request: Request) -> None:
+    # from prefill to decode
+
+    def _hand_over(self, pool: Pool, source: LLMClient, request: Request) -> None:
+        assert self.handovers is not None
+        pool.leave(request)
+        self.handovers.prefilled(source, request)
+
+    def _to_decode(self, group: int | None, again: Callable[[], None]) -> tuple[int, LLMClient] | None:
         assert self._decode is not None
-        client = self._decode.route(request)
-        client.expect(request, partial(self._fetch, source, blocks, client))
+        index = self._decode.route(group)
+        if index is None:
+            assert self._decode.fleet is not None
+            self._decode.fleet.held.append(again)
+            return None
+        return index, self._decode.clients[index]
 
-    def _fetch(
-        self, source: LLMClient | PipelineClient, blocks: int, client: LLMClient | PipelineClient, request: Request
-    ) -> None:
-        assert self.link is not None
-        size = request.computed * self._entry.spec.model.kv_bytes_per_token
-        self.link.send(size, self._fetched, source, blocks, client, request, self.kernel.now)
+    def _withdrawn(self, index: int) -> None:
+        """A request bound for this decode replica will not come."""
+        assert self._decode is not None
+        self._decode.outstanding[index] -= 1
+        self._decode.settle(index)
 
-    def _fetched(
-        self,
-        source: LLMClient | PipelineClient,
-        blocks: int,
-        client: LLMClient | PipelineClient,
-        request: Request,
-        started: float,
-    ) -> None:
-        assert self.link is not None
+    # failures
+
+    def _next_outage(self, pool: Pool, index: int) -> None:
+        assert pool.fleet is not None
+        place = pool.name, index
+        if place not in self._outages:
+            self._outages[place] = self.faults.outages(*place, self._seed)
+        outage = next(self._outages[place], None)
+        if outage is not None:
+            up, down = outage
+            self.kernel.after(up, self._fail, pool, index, pool.fleet.life(index), down)
+
+    def _fail(self, pool: Pool, index: int, life: int, down: float) -> None:
+        fleet, members = pool.fleet, pool.members
+        assert fleet is not None and members is not None
+        if fleet.life(index) != life:
+            return  # that replica has been released since
+        client = pool.clients[index]
+        client.fail()
+        gone = list(members.pop(index, {}).values())
+        if self.handovers is not None and pool is self._decode:
+            self.handovers.sink_failed(client)
+        elif self.handovers is not None:
+            for move in self.handovers.source_failed(client):
+                if move.sink is not None:
+                    self._withdrawn(move.sink[0])
+                if move.blocks is not None:
+                    gone.append(move.request)
+        fleet.fail(index, down)
+        for request in gone:
+            self._send_again(client, request)
+
+    def _send_again(self, client: LLMClient, request: Request) -> None:
+        """A request whose replica failed: its cache is gone."""
         now = self.kernel.now
-        request.visits.append(Visit(Stage.HANDOVER, self.link.spec.name, request.queued, started, now))
-        request.queued = now
-        source.give_back(blocks)
-        client.land(request)
+        stage = Stage.PREFILL if request.first_token < 0 else Stage.DECODE
+        started = request.started if request.started >= 0 else now
+        request.visits.append(Visit(stage, client.name, request.queued, started, now))
+        request.computed = request.blocks = 0
+        request.table, request.replica = [], -1
+        if request.retries >= self.faults.retries:
+            request.lost, request.first_token = f"{client.name} failed", -1.0
+            self.lost += 1
+            self._judge(request)
+            return
+        request.retries += 1
+        if self.faults.requests == "restart":
+            request.known, request.left, request.first_token = request.input, request.output, -1.0
+        self.kernel.route(self._enter, request)
 
 
 def check_pools(pools: Mapping[str, PoolSpec], link: LinkSpec | None) -> None:

@@ -48,12 +48,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Counts:
-    """arrived = completed + in_flight + refused, over the whole run and over the window's arrivals."""
+    """arrived = completed + in_flight + refused + lost, over the whole run and over the window's arrivals."""
 
     arrived: int
     completed: int
     in_flight: int
     refused: int
+    lost: int = 0  # with a replica that failed
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,20 @@ class SpeculationReport:
 
 
 @dataclass(frozen=True)
+class FleetReport:
+    """Replicas that came and went: what was paid for, from order to release, and what could serve."""
+
+    replica_seconds: float  # paid for, over the whole run
+    up_seconds: float  # of those, able to serve
+    mean_replicas: float  # paid for in the window, on average over time
+    fewest: int  # paid for at once, over the whole run
+    most: int
+    failures: int
+    availability: float  # share of the time from first up to release that replicas were not out of order
+    joined: int  # replicas taken over from the other role
+
+
+@dataclass(frozen=True)
 class PoolReport:
     """What one pool is and how busy it was, over the whole run."""
 
@@ -109,13 +124,14 @@ class PoolReport:
     utilization: float  # share of time a replica was stepping
     preemptions: int
     steps: int
-    dollars_per_hour: float
+    dollars_per_hour: float  # on average over the window
     scheduler: str = ""
     layout: str = ""  # "tp 2 x pp 2": how a replica is cut, degrees of 1 left out
     node: str = ""
     joules: float = 0.0  # drawn by all its devices
     watts: float = 0.0  # mean of a device
     speculation: SpeculationReport | None = None
+    fleet: FleetReport | None = None  # of a pool whose replicas come and go
 
 
 @dataclass(frozen=True)
@@ -231,7 +247,7 @@ def _surely_late(request: Request, limit: Limit, now: float) -> bool:
     if limit.metric == "tpot" and request.output == 1:
         return False
     value = METRICS[limit.metric](request)
-    if value != inf or request.refused:
+    if value != inf or request.refused or request.lost:
         return value > limit.limit
     return limit.metric != "tpot" and now - request.arrived > limit.limit
 
@@ -275,8 +291,13 @@ def requests_frame(requests: Sequence[Request]) -> pd.DataFrame:
         "arrived": [r.arrived for r in requests],
         "input": [r.input for r in requests],
         "output": [r.output for r in requests],
-        "state": ["refused" if r.refused else "completed" if r.finished >= 0 else "in_flight" for r in requests],
+        "state": [
+            "refused" if r.refused else "lost" if r.lost else "completed" if r.finished >= 0 else "in_flight"
+            for r in requests
+        ],
         "refused": [r.refused for r in requests],
+        "lost": [r.lost for r in requests],
+        "retries": [r.retries for r in requests],
         "preemptions": [r.preemptions for r in requests],
         "first_token": [r.first_token if r.first_token >= 0 else np.nan for r in requests],
         "finished": [r.finished if r.finished >= 0 else np.nan for r in requests],

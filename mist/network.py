@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 from mist.errors import InputError
@@ -38,15 +38,34 @@ class Link:
         self._progress = 0.0  # bytes that a transfer in flight since the start would have sent
         self._since = 0.0  # s
         self._ends: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []  # (progress, serial, ...)
-        self._serial = 0
+        self._serial = 0  # of changes
+        self._flows = 0  # ever begun
+
+    @property
+    def next_flow(self) -> int:
+        """The number of the transfer that is sent next."""
+        return self._flows + 1
 
     def send(self, size: float, call: Callable[..., None], *args: Any) -> None:
         """Call once ``size`` bytes have arrived."""
         self._advance()
         self._serial += 1
+        self._flows += 1
         self.bytes_sent += size
-        heappush(self._ends, (self._progress + size, self._serial, call, args))
+        heappush(self._ends, (self._progress + size, self._flows, call, args))
         self._plan()
+
+    def cancel(self, flow: int) -> None:
+        """Stop a transfer, if its last byte is not sent yet; the call is not made."""
+        self._advance()
+        for end in self._ends:
+            if end[1] == flow:
+                self._ends.remove(end)
+                heapify(self._ends)
+                self._serial += 1
+                self.bytes_sent -= end[0] - self._progress
+                self._plan()
+                return
 
     def _advance(self) -> None:
         now = self.kernel.now

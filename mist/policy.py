@@ -121,3 +121,36 @@ class Router(Protocol):
 
     def choose(self, turn: int, outstanding: Sequence[int]) -> int:
         """A replica's index, given how many requests were routed before and each replica's unfinished ones."""
+
+
+class PoolView(NamedTuple):
+    """What an autoscaler looks at: a pool, and how the interval since the last look went."""
+
+    replicas: int  # ordered and not given up: up, starting, failed
+    up: int
+    waiting: int  # requests that no engine has admitted
+    running: int  # requests that engines have admitted
+    memory: float  # share of the KV blocks of the replicas that are up, in use now
+    busy: float  # share of the interval they were stepping
+    attainment: float | None  # share of the requests that ended in the interval within SLO; None if none ended
+
+
+class Autoscaler(Protocol):
+    """How many replicas a pool should have."""
+
+    def replicas(self, view: PoolView) -> int:
+        """Wanted now; the pool's bounds and its stabilization are applied by who asks."""
+
+
+class RoleView(NamedTuple):
+    """One of two pools that trade replicas: what it has and what waits for it."""
+
+    up: int
+    waiting: int  # requests that no engine has admitted, hand-overs without room included
+
+
+class RolePolicy(Protocol):
+    """Which way a replica changes its role, if any."""
+
+    def towards(self, prefill: RoleView, decode: RoleView) -> str:
+        """``prefill`` or ``decode``, the role that gets one replica more, or nothing."""

@@ -48,8 +48,8 @@ class Request:
 
     __slots__ = (
         "admitted", "arrived", "blocks", "computed", "content", "finished", "first_token", "id", "input", "joined",
-        "kind", "known", "leaves", "left", "output", "preemptions", "priority", "queued", "refused", "replica",
-        "started", "table", "visits",
+        "kind", "known", "leaves", "left", "lost", "output", "preemptions", "priority", "queued", "refused", "replica",
+        "retries", "started", "table", "visits",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917
@@ -84,6 +84,8 @@ class Request:
         self.first_token = -1.0  # s; -1 before
         self.finished = -1.0  # s; -1 before
         self.refused = ""  # why, if it can never be served
+        self.retries = 0  # times it was sent again after a replica failed
+        self.lost = ""  # how, if it will never be answered
         self.visits: list[Visit] = []
 
     @property

@@ -1,22 +1,28 @@
 """One deployment under one workload: config in, Result out."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from math import ceil, inf
 from typing import Any, NamedTuple
 
 from mist import __version__
+from mist.autoscalers.slo_attainment import SloAttainment
 from mist.build import build
 from mist.clients.speculative import SpeculativeClient
 from mist.cluster import Cluster, Pool, PoolSpec, check_pools
 from mist.errors import Infeasible, InputError, UnmeetableSLO
+from mist.faults import NO_FAULTS, Faults, NoFaults, check_faults
+from mist.fleet import Autoscale, Fixed, mean_replicas, paid, seconds
+from mist.handover import GLOBAL, HandoverSpec, check_handover
 from mist.kernel import Kernel
 from mist.metrics import (
     METRICS,
     Check,
     ClassReport,
     Counts,
+    FleetReport,
     PoolReport,
     Result,
     SpeculationReport,
@@ -35,6 +41,7 @@ from mist.network import LinkSpec
 from mist.policy import Scheduler
 from mist.price import PriceList
 from mist.request import UNCLASSED, Request, RequestClass
+from mist.roles import FIXED_ROLES, FixedRoles, Roles
 from mist.slo import SLO, Limit
 from mist.workload.traffic import Traffic, Workload, class_names, class_priorities
 
@@ -69,11 +76,15 @@ class Scenario:
     link: LinkSpec | None = None
     window: Window = Window()
     seed: int = 0
+    handover: HandoverSpec = GLOBAL
+    faults: Faults = NO_FAULTS
+    roles: Roles = FIXED_ROLES
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise InputError("seed", self.seed, "must not be negative")
         check_pools(self.pools, self.link)
+        self._check_dynamics()
         try:
             self.slo.check_classes(class_names(self.workload))
         except InputError as error:
@@ -84,6 +95,30 @@ class Scenario:
                 why = "has no effect: all requests of this workload have one priority (workload=two_class has two)"
                 raise InputError(f"pools.{name}.scheduler.policy", "priority", why)
 
+    def _check_dynamics(self) -> None:
+        moving = not isinstance(self.roles, FixedRoles) or not isinstance(self.faults, NoFaults)
+        for name, spec in self.pools.items():
+            coming = moving or not isinstance(spec.autoscaler, Fixed) or self.handover.layerwise
+            if spec.pp > 1 and coming:
+                why = "autoscaling, faults, role switching and layer-wise hand-over are not modelled for pipelines"
+                raise InputError(f"pools.{name}.pp", spec.pp, why, ["1"])
+        replicas = {name: spec.replicas for name, spec in self.pools.items()}
+        scaled = any(isinstance(spec.autoscaler, Autoscale) for spec in self.pools.values())
+        switching = not isinstance(self.roles, FixedRoles)
+        alike = len({(spec.hardware.name, spec.tp) for spec in self.pools.values()}) == 1 and not scaled
+        fixed = {n: r for n, r in replicas.items() if isinstance(self.pools[n].autoscaler, Fixed) and not switching}
+        for name, spec in self.pools.items():
+            scaling = spec.autoscaler
+            if isinstance(scaling, Autoscale) and isinstance(scaling.policy, SloAttainment) and not list(self.slo):
+                why = "without a limit in slo every request is within it: no effect"
+                raise InputError(f"pools.{name}.autoscaler", "slo_attainment", why)
+        with at("roles"):
+            self.roles.check(alike, replicas)
+        with at("handover"):
+            check_handover(self.handover, replicas, not scaled and not switching)
+        with at("faults"):
+            check_faults(self.faults, fixed, replicas)
+
     @property
     def rate(self) -> float:
         """Offered requests per second."""
@@ -92,6 +127,16 @@ class Scenario:
     @property
     def dollars_per_hour(self) -> float:
         return sum(spec.devices * self.price.of(spec.hardware.name) for spec in self.pools.values())
+
+
+@contextmanager
+def at(place: str) -> Iterator[None]:
+    """What is wrong in here is wrong with an option of ``place``."""
+    try:
+        yield
+    except InputError as error:
+        whole = ".".join(part for part in (place, error.field) if part)
+        raise type(error)(whole, error.value, error.why, error.choices) from None
 
 
 Stop = Callable[[Sequence[Request], float], bool]
@@ -143,7 +188,16 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
     """
     kernel = Kernel()
     try:
-        cluster = Cluster(kernel, scenario.pools, scenario.link, scenario.seed)
+        cluster = Cluster(
+            kernel,
+            scenario.pools,
+            scenario.link,
+            handover=scenario.handover,
+            faults=scenario.faults,
+            roles=scenario.roles,
+            good=within(scenario.slo),
+            seed=scenario.seed,
+        )
     except Infeasible as why:
         dollars = scenario.dollars_per_hour
         return Result("infeasible", str(why), rate, scenario.seed, __version__, dollars_per_hour=dollars)
@@ -172,7 +226,7 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
         cohort = requests[warm : warm + cycle]
         if look == LOOKS and unstable(cycle, backlogs[0], backlogs[-1]):
             break
-        if stop(cohort, now) or (look >= LOOKS and all(r.finished >= 0 or r.refused for r in cohort)):
+        if stop(cohort, now) or (look >= LOOKS and all(r.finished >= 0 or r.refused or r.lost for r in cohort)):
             break
     window = _Window(
         start,
@@ -241,7 +295,8 @@ def _result(  # noqa: PLR0917
     in_slo = [r for r in done if good(r)]
     verdict, reason = _verdict(window, checks)
     goodput = sum(r.output for r in in_slo) / length
-    dollars = scenario.dollars_per_hour
+    pools = {name: _pool(scenario, pool, kernel.now, window) for name, pool in cluster.pools.items()}
+    dollars = sum(pool.dollars_per_hour for pool in pools.values())
     tokens = sum(r.output for r in done)
     notes = window_notes(slo, len(cohort), length, max(window.start, 0.0), figures["e2e"])
     for name, (own, members) in split(slo, cohort).items():
@@ -265,11 +320,11 @@ def _result(  # noqa: PLR0917
         output_tokens_per_second=sum(r.output for r in done) / length,
         goodput_tokens_per_second=goodput,
         dollars_per_hour=dollars,
-        tokens_per_dollar=goodput / (dollars / 3600) if verdict == "ok" else 0.0,
+        tokens_per_dollar=goodput / (dollars / 3600) if verdict == "ok" and dollars else 0.0,
         watts=window.joules / length,
         joules_per_token=window.joules / tokens if tokens else None,
         tokens_per_joule=tokens / window.joules if window.joules else 0.0,
-        pools={name: _pool(scenario, pool, kernel.now) for name, pool in cluster.pools.items()},
+        pools=pools,
         requests=tuple(requests),
         classes={name: _class(slo, name, cohort, done, length) for name in classes} or None,
     )
@@ -308,12 +363,16 @@ def _verdict(window: _Window, checks: Mapping[str, Check]) -> tuple[Verdict, str
 def _counts(requests: Sequence[Request]) -> Counts:
     completed = sum(1 for r in requests if r.finished >= 0)
     refused = sum(1 for r in requests if r.refused)
-    return Counts(len(requests), completed, len(requests) - completed - refused, refused)
+    lost = sum(1 for r in requests if r.lost)
+    return Counts(len(requests), completed, len(requests) - completed - refused - lost, refused, lost)
 
 
-def _pool(scenario: Scenario, pool: Pool, elapsed: float) -> PoolReport:
-    spec, clients, drawn = pool.spec, pool.clients, pool.joules(elapsed)
+def _pool(scenario: Scenario, pool: Pool, elapsed: float, window: _Window) -> PoolReport:
+    spec, clients, drawn = pool.spec, pool.everybody, pool.joules(elapsed)
     degrees = {"tp": spec.tp, "pp": spec.pp, "dp": spec.dp, "ep": spec.ep}
+    fleet = _fleet(pool, window)
+    replicas = spec.replicas if fleet is None else fleet.mean_replicas
+    up_seconds = spec.replicas * elapsed if fleet is None else fleet.up_seconds
     return PoolReport(
         model=spec.model.name,
         hardware=spec.hardware.name,
@@ -326,16 +385,36 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float) -> PoolReport:
         kv_blocks=pool.blocks,
         kv_tokens=pool.blocks * spec.engine.block_tokens,
         kv_peak=max(client.kv.peak for client in clients) / pool.blocks,
-        utilization=sum(client.busy for client in clients) / (spec.replicas * elapsed),
+        utilization=sum(client.busy for client in clients) / up_seconds if up_seconds else 0.0,
         preemptions=sum(client.preemptions for client in clients),
         steps=sum(client.steps for client in clients),
-        dollars_per_hour=spec.devices * scenario.price.of(spec.hardware.name),
+        dollars_per_hour=spec.replica.devices * replicas * scenario.price.of(spec.hardware.name),
         scheduler=_named(spec.scheduler),
         layout=" x ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1),
         node=spec.node.name,
         joules=drawn,
         watts=drawn / (spec.devices * elapsed),
         speculation=_speculation(pool),
+        fleet=fleet,
+    )
+
+
+def _fleet(pool: Pool, window: _Window) -> FleetReport | None:
+    if pool.fleet is None:
+        return None
+    spans = pool.fleet.history()
+    lasting = pool.fleet.history(max(pool.fleet.kernel.now, window.end))
+    up, failed = seconds(spans, "up", "draining"), seconds(spans, "failed")
+    counts = [count for _, count in paid(lasting)][:-1]  # the last is when the run ends
+    return FleetReport(
+        replica_seconds=seconds(spans),
+        up_seconds=up,
+        mean_replicas=mean_replicas(lasting, window.start, window.end),
+        fewest=min(counts),
+        most=max(counts),
+        failures=pool.fleet.failures,
+        availability=up / (up + failed) if up + failed else 1.0,
+        joined=pool.fleet.joined,
     )
 
 

@@ -221,10 +221,9 @@ class Watched(Kernel):
         self.instants.add(time)
         super().at(time, *call, **rank)
 
-    def each_instant(self) -> Iterator[float]:
+    def each_instant(self, until: float = inf) -> Iterator[float]:
         """Run from one to the next, stopping at each."""
-        while self.instants:
-            now = min(self.instants)
+        while self.instants and (now := min(self.instants)) <= until:
             self.run(until=now)
             self.instants.discard(now)
             yield now
@@ -254,11 +253,13 @@ def _drive(
     one_by_one: bool = False,
     kinds: Sequence[RequestClass] = (UNCLASSED,),
     after_each: Callable[[Run], None] | None = None,
+    until: float = inf,
+    **dynamics: Any,
 ) -> Run:
-    """Serve (time, input, output) triples until nothing is left to do; their classes are ``kinds`` in turn.
+    """Serve (time, input, output) triples until nothing is left to do, or ``until``, seconds.
 
-    ``one_by_one`` swaps the slow twin in and forbids leaps; ``after_each`` looks at the run after every instant
-    at which something happened.
+    ``kinds`` are their classes in turn; ``one_by_one`` swaps the slow twin in and forbids leaps; ``after_each``
+    looks at the run after every instant at which something happened; ``dynamics`` are options of the Cluster.
     """
     named = {"llm": pools} if isinstance(pools, PoolSpec) else dict(pools)
     with pytest.MonkeyPatch.context() as patch:
@@ -266,15 +267,15 @@ def _drive(
             patch.setattr(llm, "Decoding", OneByOne)
             named = {name: replace(spec, perf=Unleapt(spec.perf)) for name, spec in named.items()}
         kernel = Watched()
-        run = Run(kernel, Cluster(kernel, named, link), [])
+        run = Run(kernel, Cluster(kernel, named, link, **dynamics), [])
         for id_, (time, input_, output) in enumerate(arrivals):
             kind = kinds[id_ % len(kinds)]
             run.requests.append(Request(id_, time, input_, output, kind.priority, kind=kind))
             kernel.at(time, run.cluster.arrive, run.requests[-1])
         if after_each is None:
-            kernel.run()
+            kernel.run(until)
         else:
-            for _ in kernel.each_instant():
+            for _ in kernel.each_instant(until):
                 after_each(run)
     return run
 

@@ -58,6 +58,7 @@ class LLMClient:
         self.busy = 0.0  # s
         self.power: Load | None = None
         self.load = 0.0  # s at full utilisation, mean over devices
+        self.failed = False
 
     # what a scheduler sees
 
@@ -158,6 +159,41 @@ class LLMClient:
         """Look for work; a leap is cut short for it."""
         self._wake()
 
+    @property
+    def expected(self) -> int:
+        """Hand-overs that wait for room here."""
+        return len(self._expected)
+
+    @property
+    def busy_by_now(self) -> float:
+        """Seconds spent stepping, up to now in a leap, up to the last step's end otherwise."""
+        return self.busy + (self.kernel.now - self._leap[0] if self._leap is not None else 0.0)
+
+    def forget(self, request: Request, granted: bool) -> None:
+        """An expected request will not come; if it was granted room, that is free again."""
+        if granted:
+            self._fetching -= 1
+            self.kv.release(request)
+            self._wake()
+        else:
+            self._expected = deque(pair for pair in self._expected if pair[0] is not request)
+
+    def fail(self) -> None:
+        """Stop for good, in the middle of a step; requests keep the tokens of the steps that ended before."""
+        if self._leap is not None:
+            start, steps, stretch = self._leap
+            done = min(steps_over(stretch, self.kernel.now - start, steps), steps - 1)
+            while done and start + stretch.time(done) > self.kernel.now:
+                done -= 1
+            self.busy, self.steps = self.busy_by_now, self.steps + done
+            if self.power is not None and done:
+                self.load += self.power.stretch(self.decodes.count, self.decodes.cached, done)
+            self.decodes.advance(done)
+        for request in self._running.values():
+            if request.joined >= 0:
+                self.decodes.leave(request)
+        self.failed, self._leap = True, None
+
     def _wake(self) -> None:
         if not self._awake:
             self._awake = True
@@ -168,6 +204,8 @@ class LLMClient:
     # the step loop
 
     def _launch(self) -> None:
+        if self.failed:
+            return
         if self._landed or self._expected:
             self._take_over()
         self.granted, self.preempted, self._decode = {}, 0, False
@@ -276,6 +314,8 @@ class LLMClient:
         self._prefilling = dict(sorted(self._prefilling.items(), key=lambda item: item[1].admitted))
 
     def _end_step(self, chunks: list[Grant], time: float) -> None:
+        if self.failed:
+            return
         self.busy += time
         self.steps += 1
         if self._decode:

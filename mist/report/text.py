@@ -18,6 +18,7 @@ def simulation(result: Result) -> RenderableType:
     if result.verdict == "infeasible":
         return Text.assemble(("does not fit: ", BAD), result.reason)
     parts: list[RenderableType] = [deployment(result), *_speculation(result), Text()]
+    parts.extend(_dynamics(result))
     parts.append(_served(result))
     parts.append(latency_table(result))
     if result.classes:
@@ -85,6 +86,21 @@ def _speculation(result: Result) -> Iterator[Text]:
             )
 
 
+def _dynamics(result: Result) -> Iterator[Text]:
+    """One line per pool whose replicas came and went."""
+    for name, pool in (result.pools or {}).items():
+        if pool.fleet is None:
+            continue
+        fleet = pool.fleet
+        text = f"{name}: paid for {fleet.mean_replicas:.3g} replicas on average, {fleet.fewest} to {fleet.most}"
+        text += f", {fleet.replica_seconds:,.0f} replica-seconds"
+        if fleet.failures:
+            text += f"; {fleet.failures} failures, {fleet.availability:.3%} available"
+        if fleet.joined:
+            text += f"; {fleet.joined} replicas changed to {pool.role}"
+        yield Text(text)
+
+
 def _served(result: Result) -> Text:
     assert result.counts is not None and result.window is not None
     counts, window = result.counts, result.window
@@ -94,7 +110,7 @@ def _served(result: Result) -> Text:
     text.append(f"window {window.start:.1f} to {window.end:.1f} s, {of_window.arrived:,} requests")
     text.append(
         f"\nwhole run: {counts.arrived:,} arrived = {counts.completed:,} completed + {counts.in_flight:,} in flight"
-        f" + {counts.refused:,} refused",
+        f" + {counts.refused:,} refused" + (f" + {counts.lost:,} lost with a replica" if counts.lost else ""),
         DIM,
     )
     text.append(

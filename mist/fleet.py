@@ -1,0 +1,274 @@
+"""Which replicas of a pool are up: ordered, starting, up, draining, failed, released."""
+
+from bisect import insort
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import NamedTuple, Protocol
+
+from mist.clients.llm import LLMClient
+from mist.errors import InputError
+from mist.kernel import Kernel
+from mist.policy import Autoscaler, PoolView
+from mist.units import Seconds
+
+
+class Scaling(Protocol):
+    """How the number of a pool's replicas comes about."""
+
+    def check(self, replicas: int) -> None:
+        """InputError unless a pool may begin with this many."""
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """As many replicas as the pool is given, always."""
+
+    def check(self, replicas: int) -> None:
+        """Any number will do."""
+
+
+FIXED = Fixed()
+
+
+@dataclass(frozen=True)
+class Autoscale:
+    """A policy looks at the pool every ``interval`` and says how many replicas it wants.
+
+    A replica costs from its order on, is up ``startup`` later, takes no new requests once it is to go, and is
+    paid until its last request has left. The pool shrinks no further than to the largest number wanted
+    within ``stabilization`` (Kubernetes, "Horizontal Pod Autoscaling", stabilization window).
+    """
+
+    policy: Autoscaler
+    startup: Seconds
+    interval: Seconds
+    stabilization: Seconds
+    min_replicas: int = 1
+    max_replicas: int = 8
+
+    def __post_init__(self) -> None:
+        if self.min_replicas < 0:
+            raise InputError("min_replicas", self.min_replicas, "must not be negative")
+        if self.max_replicas < max(self.min_replicas, 1):
+            raise InputError("max_replicas", self.max_replicas, f"must be at least {max(self.min_replicas, 1)}")
+        if not self.interval > 0:
+            raise InputError("interval", self.interval, "must be positive")
+        for field in ("startup", "stabilization"):
+            if getattr(self, field) < 0:
+                raise InputError(field, getattr(self, field), "must not be negative")
+
+    def check(self, replicas: int) -> None:
+        if not self.min_replicas <= replicas <= self.max_replicas:
+            bounds = f"min_replicas = {self.min_replicas} and max_replicas = {self.max_replicas}"
+            raise InputError("replicas", replicas, f"a pool begins within its autoscaler's {bounds}")
+
+
+class Span(NamedTuple):
+    """One state of one replica; ``until`` is None while it lasts. Seconds."""
+
+    replica: int
+    state: str  # starting, up, draining, failed
+    since: float
+    until: float | None = None
+
+
+class Fleet:
+    """The states of a pool's replicas. Whoever routes looks at ``up``; what cannot be routed waits in ``held``.
+
+    An index is given again once its replica is released; every start is a new, empty client. ``spans`` is the
+    whole history: what is rented, by whom it could be served and how long it was out of order follow from it.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        clients: list[LLMClient],
+        outstanding: list[int],
+        start: Callable[[int], LLMClient],
+    ) -> None:
+        self.kernel, self.clients, self.outstanding, self._start = kernel, clients, outstanding, start
+        self.up = list(range(len(clients)))  # ascending
+        self.held: deque[Callable[[], None]] = deque()  # until a replica comes up
+        self.retired: list[LLMClient] = []
+        self.spans: list[Span] = []
+        self.failures = 0
+        self.joined = 0  # replicas taken over from another role
+        self.on_up: Callable[[int], None] | None = None
+        self._now: dict[int, Span] = {index: Span(index, "up", 0.0) for index in self.up}
+        self._life = [0] * len(clients)  # tells an event for a replica from one for its predecessor
+        self._then: dict[int, Callable[[], None]] = {}  # once drained
+
+    def count(self, *states: str) -> int:
+        return sum(1 for span in self._now.values() if span.state in states)
+
+    def state(self, index: int) -> str:
+        return self._now[index].state if index in self._now else "released"
+
+    def life(self, index: int) -> int:
+        """Changes whenever the replica at ``index`` starts, comes up or ends."""
+        return self._life[index]
+
+    def _enter(self, index: int, state: str | None) -> None:
+        now, old = self.kernel.now, self._now.pop(index, None)
+        self._life[index] += state != "draining"
+        if old is not None:
+            self.spans.append(old._replace(until=now))
+        if state is not None:
+            self._now[index] = Span(index, state, now)
+
+    def order(self, startup: float) -> None:
+        """One replica more, in ``startup`` seconds."""
+        index = next((i for i in range(len(self.clients)) if i not in self._now), len(self.clients))
+        if index == len(self.clients):
+            self.clients.append(self._start(index))
+            self.outstanding.append(0)
+            self._life.append(0)
+        else:
+            self._renew(index)
+        self._enter(index, "starting")
+        self.kernel.after(startup, self._come_up, index, self._life[index])
+
+    def _renew(self, index: int) -> None:
+        self.retired.append(self.clients[index])
+        self.clients[index] = self._start(index)
+
+    def _come_up(self, index: int, life: int) -> None:
+        if life != self._life[index]:
+            return
+        self._enter(index, "up")
+        insort(self.up, index)
+        if self.on_up is not None:
+            self.on_up(index)
+        held, self.held = self.held, deque()
+        for call in held:
+            self.kernel.route(call)
+
+    def shrink(self, then: Callable[[], None] | None = None) -> None:
+        """One replica fewer: the one ordered last of those starting, or of those up the one with the least to do."""
+        starting = [span for span in self._now.values() if span.state == "starting"]
+        if starting and then is None:
+            self._enter(starting[-1].replica, None)
+            return
+        index = min(reversed(self.up), key=self.outstanding.__getitem__)
+        self.up.remove(index)
+        self._enter(index, "draining")
+        if then is not None:
+            self._then[index] = then
+        self.settle(index)
+
+    def settle(self, index: int) -> None:
+        """Release a draining replica if nothing is left on it."""
+        empty = not self.outstanding[index] and not self.clients[index].kv.used
+        if empty and self.state(index) == "draining":
+            self._enter(index, None)
+            self._then.pop(index, _nothing)()
+
+    def fail(self, index: int, repair: float) -> None:
+        """The replica is gone with all it held; another one is up in its place ``repair`` seconds later."""
+        self.failures += 1
+        self.outstanding[index] = 0
+        self._renew(index)
+        if self.state(index) == "draining":
+            self.settle(index)
+            return
+        self.up.remove(index)
+        self._enter(index, "failed")
+        self.kernel.after(repair, self._come_up, index, self._life[index])
+
+    def history(self, now: float | None = None) -> list[Span]:
+        """Every span so far; those that last still end now, or at a later ``now``."""
+        until = self.kernel.now if now is None else now
+        return [*self.spans, *(span._replace(until=until) for span in self._now.values())]
+
+    def everybody(self) -> list[LLMClient]:
+        """Every client there has been."""
+        return [*self.clients, *self.retired]
+
+
+def _nothing() -> None:
+    pass
+
+
+def seconds(spans: Sequence[Span], *states: str, start: float = 0.0, end: float = float("inf")) -> float:
+    """Replica-seconds spent in these states (any, if none is named) from ``start`` to ``end``."""
+    return sum(
+        max(min(span.until, end) - max(span.since, start), 0.0)
+        for span in spans
+        if span.until is not None and (not states or span.state in states)
+    )
+
+
+def paid(spans: Sequence[Span]) -> list[tuple[float, int]]:
+    """(time, replicas paid for from then on), each time their number changes."""
+    changes: defaultdict[float, int] = defaultdict(int)
+    for span in spans:
+        changes[span.since] += 1
+        if span.until is not None:
+            changes[span.until] -= 1
+    times = sorted(time for time, change in changes.items() if change)
+    return list(zip(times, accumulate(changes[time] for time in times), strict=True))
+
+
+def mean_replicas(spans: Sequence[Span], start: float, end: float) -> float:
+    """Replicas paid for from ``start`` to ``end``, on average over time; exact where their number never changes."""
+    steps = paid(spans)
+    before = [count for time, count in steps if time <= start]
+    inside = [(time, count) for time, count in steps if start < time < end]
+    steps = [(start, before[-1] if before else 0), *inside, (end, 0)]
+    if len(steps) == 2:
+        return float(steps[0][1])
+    return sum(count * ((until - since) / (end - start)) for (since, count), (until, _) in pairwise(steps))
+
+
+class Scaler:
+    """Carries out an autoscaling policy on one fleet."""
+
+    def __init__(self, kernel: Kernel, spec: Autoscale, fleet: Fleet) -> None:
+        self.kernel, self.spec, self.fleet = kernel, spec, fleet
+        self.ended = self.good = 0  # requests since the last look
+        self._busy = 0.0  # s, of all clients until the last look
+        self._looked = 0.0  # s
+        self._wanted: deque[tuple[float, int]] = deque()  # (time, replicas), largest first
+        if spec.min_replicas < spec.max_replicas:
+            kernel.after(spec.interval, self._tick)
+
+    def _tick(self) -> None:
+        self.kernel.decide(self._look)
+        self.kernel.after(self.spec.interval, self._tick)
+
+    def _look(self) -> None:
+        spec, fleet = self.spec, self.fleet
+        view = self._view()
+        wanted = self._stabilized(min(max(spec.policy.replicas(view), spec.min_replicas), spec.max_replicas))
+        for _ in range(wanted - view.replicas):
+            fleet.order(spec.startup)
+        for _ in range(min(view.replicas - wanted, fleet.count("starting", "up"))):
+            fleet.shrink()
+
+    def _stabilized(self, wanted: int) -> int:
+        """The largest number wanted within the stabilization window."""
+        now, past = self.kernel.now, self._wanted
+        while past and past[-1][1] <= wanted:
+            past.pop()
+        past.append((now, wanted))
+        while past[0][0] < now - self.spec.stabilization:
+            past.popleft()
+        return past[0][1]
+
+    def _view(self) -> PoolView:
+        fleet, now = self.fleet, self.kernel.now
+        live = [fleet.clients[index] for index in fleet.up]
+        busy, before, looked = sum(c.busy_by_now for c in fleet.everybody()), self._busy, self._looked
+        attainment = self.good / self.ended if self.ended else None
+        self._busy, self._looked, self.ended, self.good = busy, now, 0, 0
+        return PoolView(
+            replicas=fleet.count("starting", "up", "failed"),
+            up=len(live),
+            waiting=sum(client.waiting + client.expected for client in live) + len(fleet.held),
+            running=sum(len(client.running) for client in live),
+            memory=sum(c.kv.used for c in live) / sum(c.kv.total for c in live) if live else 0.0,
+            busy=min((busy - before) / ((now - looked) * len(live)), 1.0) if live else 0.0,
+            attainment=attainment,
+        )
