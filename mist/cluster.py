@@ -3,20 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from mist.clients.llm import LLMClient
 from mist.errors import InputError
 from mist.hardware import HardwareSpec
 from mist.kernel import Kernel
-from mist.memory.pool import BlockPool
+from mist.memory.choice import SWAP_SPACE, Preemption, check_memory, make_pool
+from mist.memory.swap import HostMemory
 from mist.model import ModelSpec
 from mist.network import Link, LinkSpec
 from mist.perf.base import PerfModel, Replica, StepModel
 from mist.perf.engine import EngineProfile
-from mist.perf.footprint import check_layout, kv_blocks
+from mist.perf.footprint import block_bytes, check_layout, kv_blocks
 from mist.policy import Router, Scheduler
 from mist.request import Request, Stage, Visit
+from mist.units import Bytes
 
 Role = Literal["both", "prefill", "decode"]
 
@@ -26,7 +28,9 @@ class PoolSpec:
     """``replicas`` equal engines, each on ``tp`` devices of its own.
 
     ``role`` says which stages it serves. ``kv_blocks`` is the engine's own count of KV blocks per replica,
-    as its log prints it; None computes it from memory.
+    as its log prints it, those it keeps for itself included; None computes it from memory. ``prefix_caching``
+    finds full KV blocks again by their content. A preempted request is computed again or, with
+    ``preemption=swap``, waits in ``swap_space`` bytes of host memory per device (None is 4 GiB).
     """
 
     model: ModelSpec
@@ -39,13 +43,21 @@ class PoolSpec:
     replicas: int = 1
     role: Role = "both"
     kv_blocks: int | None = None
+    prefix_caching: bool = False
+    preemption: Preemption = "recompute"
+    swap_space: Bytes | None = None
 
     def __post_init__(self) -> None:
         for field in ("tp", "replicas"):
             if getattr(self, field) < 1:
                 raise InputError(field, getattr(self, field), "must be at least 1")
-        if self.kv_blocks is not None and self.kv_blocks < 1:
-            raise InputError("kv_blocks", self.kv_blocks, "must be at least 1")
+        reserved = self.engine.reserved_blocks
+        if self.kv_blocks is not None and self.kv_blocks <= reserved:
+            beside = f" beside the {reserved} that {self.engine.name} keeps for itself" if reserved else ""
+            raise InputError("kv_blocks", self.kv_blocks, f"must be at least 1{beside}")
+        check_memory(self.prefix_caching, self.preemption, self.swap_space, self.role)
+        if self.preemption == "swap" and not self.hardware.host_bandwidth:
+            raise InputError("preemption", "swap", f"{self.hardware.name} has no link to a host")
         check_layout(self.replica)
 
     @property
@@ -57,9 +69,20 @@ class PoolSpec:
         return self.tp * self.replicas
 
     def blocks(self) -> int:
-        """KV blocks of one replica; Infeasible, with the numbers, where the model does not fit."""
+        """KV blocks that requests can use in one replica; Infeasible, with the numbers, where the model does not fit.
+
+        The engine's own, such as the null block of vLLM V1, are taken off.
+        """
         computed = kv_blocks(self.replica, self.scheduler.token_budget, self.scheduler.max_running)
-        return computed if self.kv_blocks is None else self.kv_blocks
+        return (computed if self.kv_blocks is None else self.kv_blocks) - self.engine.reserved_blocks
+
+    def host(self) -> HostMemory | None:
+        """Where preempted requests wait; None where they are computed again."""
+        if self.preemption == "recompute":
+            return None
+        size = block_bytes(self.replica)
+        space = SWAP_SPACE if self.swap_space is None else self.swap_space
+        return HostMemory(int(space // size), size, self.tp, self.hardware.host_bandwidth)
 
 
 class Pool:
@@ -112,7 +135,7 @@ class Cluster:
             name,
             scheduler=pool.spec.scheduler,
             steptimes=pool.steptimes,
-            kv=BlockPool(pool.blocks, pool.spec.engine.block_tokens),
+            kv=make_pool(pool.blocks, pool.spec.engine.block_tokens, pool.spec.prefix_caching, pool.spec.host()),
             finished=partial(self._finished, pool),
         )
         if pool.spec.role == "prefill":
@@ -143,25 +166,24 @@ class Cluster:
     def _hand_over(self, pool: Pool, source: LLMClient, request: Request) -> None:
         """The source keeps the KV until the decode client has fetched it."""
         pool.outstanding[request.replica] -= 1
-        blocks, request.blocks = request.blocks, 0
-        self.kernel.route(self._expect, source, blocks, request)
+        self.kernel.route(self._expect, source, source.kv.detach(request), request)
 
-    def _expect(self, source: LLMClient, blocks: int, request: Request) -> None:
+    def _expect(self, source: LLMClient, held: Any, request: Request) -> None:
         assert self._decode is not None
         client = self._decode.route(request)
-        client.expect(request, partial(self._fetch, source, blocks, client))
+        client.expect(request, partial(self._fetch, source, held, client))
 
-    def _fetch(self, source: LLMClient, blocks: int, client: LLMClient, request: Request) -> None:
+    def _fetch(self, source: LLMClient, held: Any, client: LLMClient, request: Request) -> None:
         assert self.link is not None
         size = request.computed * self._entry.spec.model.kv_bytes_per_token
-        self.link.send(size, self._fetched, source, blocks, client, request, self.kernel.now)
+        self.link.send(size, self._fetched, source, held, client, request, self.kernel.now)
 
-    def _fetched(self, source: LLMClient, blocks: int, client: LLMClient, request: Request, started: float) -> None:
+    def _fetched(self, source: LLMClient, held: Any, client: LLMClient, request: Request, started: float) -> None:
         assert self.link is not None
         now = self.kernel.now
         request.visits.append(Visit(Stage.HANDOVER, self.link.spec.name, request.queued, started, now))
         request.queued = now
-        source.give_back(blocks)
+        source.give_back(held)
         client.land(request)
 
 

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from mist.memory.prefix import PrefixUse
+from mist.memory.swap import SwapUse
 from mist.request import Request, Stage
 from mist.slo import SLO
 
@@ -87,6 +89,8 @@ class PoolReport:
     preemptions: int
     steps: int
     dollars_per_hour: float
+    prefix: PrefixUse | None = None  # with prefix caching
+    swap: SwapUse | None = None  # with preemption by swap
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class Result:
     dollars_per_hour: float = 0.0
     tokens_per_dollar: float = 0.0  # goodput per dollar; 0 unless the SLO held
     pools: Mapping[str, PoolReport] | None = None
+    refusal: str = ""  # why the first request that was refused could never be served
     requests: tuple[Request, ...] = ()
 
     def to_json(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from mist.build import build
 from mist.cluster import Cluster, Pool, PoolSpec, check_pools
 from mist.errors import Infeasible, InputError
 from mist.kernel import Kernel
+from mist.memory.choice import prefix_use, swap_use
 from mist.metrics import (
     METRICS,
     Check,
@@ -146,10 +147,13 @@ def _arrivals(traffic: Traffic, rate: float, warm: int) -> Iterator[Request]:
     """Requests ``-warm``, ``-warm + 1``, ... for ever; the first arrives at time 0."""
     cycle = len(traffic)
     times, inputs, outputs = traffic.times.tolist(), traffic.inputs.tolist(), traffic.outputs.tolist()
-    origin = _instant(traffic, -warm)
+    origin, contents = _instant(traffic, -warm), traffic.contents
     for position in count(-warm):
         whole, part = divmod(position, cycle)
-        yield Request(position, (whole * cycle + times[part] - origin) / rate, inputs[part], outputs[part])
+        request = Request(position, (whole * cycle + times[part] - origin) / rate, inputs[part], outputs[part])
+        if contents is not None:
+            request.content = contents.of(whole, part)
+        yield request
 
 
 class _Window(NamedTuple):
@@ -199,6 +203,7 @@ def _result(scenario: Scenario, cluster: Cluster, requests: Sequence[Request], r
         dollars_per_hour=dollars,
         tokens_per_dollar=goodput / (dollars / 3600) if verdict == "ok" else 0.0,
         pools={name: _pool(scenario, pool, kernel.now) for name, pool in cluster.pools.items()},
+        refusal=next((r.refused for r in requests if r.refused), ""),
         requests=tuple(requests),
     )
 
@@ -235,4 +240,6 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float) -> PoolReport:
         preemptions=sum(client.preemptions for client in clients),
         steps=sum(client.steps for client in clients),
         dollars_per_hour=spec.devices * scenario.price.of(spec.hardware.name),
+        prefix=prefix_use([client.kv for client in clients]),
+        swap=swap_use([client.kv for client in clients]),
     )

@@ -39,12 +39,18 @@ def kv_blocks(replica: Replica, tokens: int, requests: int) -> int:
     activations = tokens * (4 * model.hidden + 2 * width / tp) * 2.0 + requests * model.vocabulary / tp * 4.0
     usable = hardware.memory * engine.memory_utilization
     left = usable - weights / tp - activations - engine.reserve
-    shards = 1 if model.kv_latent else min(tp, model.kv_heads)
-    blocks = int(left // (engine.block_tokens * model.kv_bytes_per_token / shards))
-    if blocks < 1:
+    blocks = int(left // block_bytes(replica))
+    if blocks <= engine.reserved_blocks:
         raise Infeasible(
             f"{model.name} leaves no memory for KV cache: of {usable / 1e9:.1f} GB usable on each of {tp} x "
             f"{hardware.name}, weights take {weights / tp / 1e9:.1f}, activations {activations / 1e9:.1f} "
             f"and the engine {engine.reserve / 1e9:.1f}"
         )
     return blocks
+
+
+def block_bytes(replica: Replica) -> float:
+    """Bytes of one KV block on each device: heads are spread over them, a latent (MLA) is on every one."""
+    model, _, tp, engine = replica
+    shards = 1 if model.kv_latent else min(tp, model.kv_heads)
+    return engine.block_tokens * model.kv_bytes_per_token / shards

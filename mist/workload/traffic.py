@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mist.errors import InputError
+from mist.workload.content import Contents
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,11 +17,13 @@ class Traffic:
     ``times`` (shape [n], non-decreasing, in [0, n)) are arrival instants in units of the mean gap, so that
     request i of cycle c arrives at ``(c * n + times[i]) / rate`` seconds and every rate replays the same
     draws (common random numbers). ``inputs`` and ``outputs`` (shape [n], tokens) belong to the same request.
+    ``contents`` says what of them is shared, for prefix caching; None is nothing.
     """
 
     times: NDArray[np.float64]
     inputs: NDArray[np.int64]
     outputs: NDArray[np.int64]
+    contents: Contents | None = None
 
     def __post_init__(self) -> None:
         n = len(self.times)
@@ -39,7 +42,8 @@ class Traffic:
     def thinned(self, keep: int) -> "Traffic":
         """Every ``keep``-th request, at unit rate again: the same course of the cycle in fewer requests."""
         end = len(self) // keep * keep
-        return Traffic(self.times[:end:keep] / keep, self.inputs[:end:keep], self.outputs[:end:keep])
+        contents = self.contents and self.contents.every(keep, end)
+        return Traffic(self.times[:end:keep] / keep, self.inputs[:end:keep], self.outputs[:end:keep], contents)
 
 
 class Workload(Protocol):
