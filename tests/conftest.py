@@ -24,7 +24,7 @@ from mist.model import ModelSpec
 from mist.network import LinkSpec
 from mist.perf.base import PerfModel, Replica, StepModel, StepShape, Stretch
 from mist.price import PriceList
-from mist.request import Request
+from mist.request import Content, Request
 from mist.simulate import Scenario, Window
 from mist.slo import SLO
 from mist.workload.traffic import Traffic
@@ -249,12 +249,13 @@ def _drive(
     link: LinkSpec | None = None,
     *,
     one_by_one: bool = False,
+    contents: Callable[[int], Content] | None = None,
     after_each: Callable[[Run], None] | None = None,
 ) -> Run:
     """Serve (time, input, output) triples until nothing is left to do.
 
-    ``one_by_one`` swaps the slow twin in and forbids leaps; ``after_each`` looks at the run after every instant
-    at which something happened.
+    ``one_by_one`` swaps the slow twin in and forbids leaps; ``contents`` says what request i holds; ``after_each``
+    looks at the run after every instant at which something happened.
     """
     named = {"llm": pools} if isinstance(pools, PoolSpec) else dict(pools)
     with pytest.MonkeyPatch.context() as patch:
@@ -264,7 +265,8 @@ def _drive(
         kernel = Watched()
         run = Run(kernel, Cluster(kernel, named, link), [])
         for id_, (time, input_, output) in enumerate(arrivals):
-            run.requests.append(Request(id_, time, input_, output))
+            content = contents and contents(id_)
+            run.requests.append(Request(id_, time, input_, output, content=content))
             kernel.at(time, run.cluster.arrive, run.requests[-1])
         if after_each is None:
             kernel.run()
