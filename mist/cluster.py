@@ -15,19 +15,21 @@ from mist.fleet import FIXED, Autoscale, Fleet, Scaler, Scaling, seconds
 from mist.handover import GLOBAL, Handovers, HandoverSpec
 from mist.hardware import HardwareSpec
 from mist.kernel import Kernel
-from mist.memory.pool import BlockPool
+from mist.memory.choice import SWAP_SPACE, Preemption, check_memory, make_pool
+from mist.memory.swap import HostMemory
 from mist.model import ModelSpec
 from mist.network import Link, LinkSpec
 from mist.node import ISOLATED, NodeSpec
 from mist.perf.base import PerfModel, Replica, StepModel
 from mist.perf.engine import EngineProfile
-from mist.perf.footprint import check_layout, kv_blocks
+from mist.perf.footprint import block_bytes, check_layout, kv_blocks
 from mist.perf.power import LINEAR, LinearPower, joules
 from mist.perf.stages import hop_time, stages
 from mist.policy import Router, Scheduler
 from mist.request import Request, Stage, Visit
 from mist.roles import FIXED_ROLES, Roles, Switcher, SwitchRoles
 from mist.speculation import OFF, DraftedSteps, Speculation, drafting_replica
+from mist.units import Bytes
 
 Role = Literal["both", "prefill", "decode"]
 
@@ -41,7 +43,9 @@ class PoolSpec:
     replica, all copies together.
 
     ``role`` says which stages it serves. ``kv_blocks`` is the engine's own count of KV blocks per replica,
-    as its log prints it; None computes it from memory.
+    as its log prints it, those it keeps for itself included; None computes it from memory. ``prefix_caching``
+    finds full KV blocks again by their content. A preempted request is computed again or, with
+    ``preemption=swap``, waits in ``swap_space`` bytes of host memory per device (None is 4 GiB).
     """
 
     model: ModelSpec
@@ -61,14 +65,26 @@ class PoolSpec:
     power: LinearPower = LINEAR
     speculation: Speculation = OFF
     autoscaler: Scaling = FIXED
+    prefix_caching: bool = False
+    preemption: Preemption = "recompute"
+    swap_space: Bytes | None = None
 
     def __post_init__(self) -> None:
         for field in ("tp", "pp", "dp", "ep", "replicas"):
             if getattr(self, field) < 1:
                 raise InputError(field, getattr(self, field), "must be at least 1")
-        if self.kv_blocks is not None and self.kv_blocks < 1:
-            raise InputError("kv_blocks", self.kv_blocks, "must be at least 1")
+        reserved = self.engine.reserved_blocks
+        if self.kv_blocks is not None and self.kv_blocks <= reserved:
+            beside = f" beside the {reserved} that {self.engine.name} keeps for itself" if reserved else ""
+            raise InputError("kv_blocks", self.kv_blocks, f"must be at least 1{beside}")
+        check_memory(self.prefix_caching, self.preemption, self.swap_space, self.role)
+        if self.preemption == "swap" and not self.hardware.host_bandwidth:
+            raise InputError("preemption", "swap", f"{self.hardware.name} has no link to a host")
         self.autoscaler.check(self.replicas)
+        if self.pp > 1 and (self.prefix_caching or self.preemption == "swap"):
+            raise InputError("pp", self.pp, "prefix caching and swap are not modelled for pipelines", ["1"])
+        if self.preemption == "swap" and (self.dp > 1 or self.speculation.tokens):
+            raise InputError("preemption", "swap", "is not modelled with dp > 1 or with speculation", ["recompute"])
         check_layout(self.replica)
         skew = getattr(self.perf, "expert_skew", 0.0)
         if skew and self.ep == 1:
@@ -91,12 +107,23 @@ class PoolSpec:
         return self.replica.devices * self.replicas
 
     def blocks(self) -> int:
-        """KV blocks of one replica; Infeasible, with the numbers, where the model does not fit."""
+        """KV blocks that requests can use in one replica; Infeasible, with the numbers, where the model does not fit.
+
+        The engine's own, such as the null block of vLLM V1, are taken off.
+        """
         drafts, model = self.speculation, self.model
         rows = self.scheduler.max_running * (1 + drafts.tokens)
         beside = drafts.drafter(model), drafts.weight_bytes(model)
         computed = kv_blocks(self.replica, self.scheduler.token_budget, rows, *beside)
-        return computed if self.kv_blocks is None else self.kv_blocks
+        return (computed if self.kv_blocks is None else self.kv_blocks) - self.engine.reserved_blocks
+
+    def host(self) -> HostMemory | None:
+        """Where preempted requests wait; None where they are computed again."""
+        if self.preemption == "recompute":
+            return None
+        size = block_bytes(self.replica)
+        space = SWAP_SPACE if self.swap_space is None else self.swap_space
+        return HostMemory(int(space // size), size, self.tp, self.hardware.host_bandwidth)
 
     def steptimes(self) -> list[StepModel]:
         """Step times of one replica's pipeline stages, its drafter's passes included."""
@@ -230,7 +257,8 @@ class Cluster:
         return client
 
     def _engine(self, pool: Pool, name: str) -> LLMClient:
-        scheduler, kv = pool.spec.scheduler, BlockPool(pool.blocks, pool.spec.engine.block_tokens)
+        spec, scheduler = pool.spec, pool.spec.scheduler
+        kv = make_pool(pool.blocks, spec.engine.block_tokens, spec.prefix_caching, spec.host())
         finished = partial(self._finished, pool)
         if pool.spec.pp > 1:
             passage = Stages(self.kernel, pool.stages, pool.hop_time, pool.loads)
@@ -361,7 +389,7 @@ class Cluster:
             for move in self.handovers.source_failed(client):
                 if move.sink is not None:
                     self._withdrawn(move.sink[0])
-                if move.blocks is not None:
+                if move.held is not None:
                     gone.append(move.request)
         fleet.fail(index, down)
         for request in gone:

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mist.catalog import choice_file, groups, nearest, stamp, sweep_file
 from mist.composition import MISSING, POOLS, Address, Composition, attributes, composed, plain_data
 from mist.errors import InputError
+from mist.model_card import read
 from mist.overrides import Override, parse
 
 __all__ = ["compose", "groups", "sweep_file"]
@@ -31,8 +32,10 @@ def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     parsed = [parse(text) for text in overrides]
     _refuse_repeats(parsed)
-    composition, values = _choose(parsed)
+    composition, values, cards = _choose(parsed)
     config: dict[str, Any] = _copy(composition.data)
+    for address, card in cards.items():
+        _at(config, address[:-1])[address[-1]] = _card(card)
     placed = _place(values, partial(_places, config, composition))
     _refuse_nesting(placed)
     for address, override in placed.items():
@@ -54,12 +57,13 @@ def _refuse_repeats(overrides: Iterable[Override]) -> None:
         seen[override.address] = override
 
 
-def _choose(overrides: Sequence[Override]) -> tuple[Composition, list[Override]]:
-    """The composition after every choice, and the overrides that are no choices.
+def _choose(overrides: Sequence[Override]) -> tuple[Composition, list[Override], dict[Address, Override]]:
+    """The composition after every choice, the overrides that are no choices, and the models given as a file.
 
     The cluster goes first because it lays out the places; a choice may open further places.
     """
     now, chosen, rest = stamp(), dict[str, str](), list(overrides)
+    cards: dict[Address, Override] = {}
     clusters = [override for override in rest if override.address == ("cluster",)]
     for batch in (clusters, rest):
         while True:
@@ -69,9 +73,12 @@ def _choose(overrides: Sequence[Override]) -> tuple[Composition, list[Override]]
             if not here:
                 break
             for address, override in _place(here, partial(_slots, slots)).items():
-                chosen[slots[address]] = _choice(override, address[-1])
+                if address[-1] == "model" and str(override.value).endswith(".json"):
+                    cards[address] = override
+                else:
+                    chosen[slots[address]] = _choice(override, address[-1])
             rest = [override for override in rest if override not in here]
-    return composition, rest
+    return composition, rest, cards
 
 
 def _slots(slots: Mapping[Address, str], override: Override) -> Reach:
@@ -88,6 +95,16 @@ def _choice(override: Override, group: str) -> str:
     except InputError as error:
         raise InputError(override.name, override.raw, error.why, error.choices) from None
     return str(override.value)
+
+
+def _card(override: Override) -> dict[str, Any]:
+    """The model that a Hugging Face config.json describes, relative to the working directory."""
+    try:
+        return read(str(override.value))
+    except InputError as error:
+        inside = error.field.removeprefix("model")
+        where = f"{override.name}.{inside}" if inside else override.name
+        raise InputError(where, error.value, error.why, error.choices) from None
 
 
 def _place(overrides: Iterable[Override], reach: Callable[[Override], Reach]) -> dict[Address, Override]:

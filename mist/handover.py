@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from mist.clients.llm import LLMClient
 from mist.errors import InputError
@@ -43,14 +43,14 @@ class Move:
     the request still holds blocks at its source.
     """
 
-    __slots__ = ("blocks", "claim", "flows", "granted", "produced", "request", "sink", "source", "source_index",
+    __slots__ = ("claim", "flows", "granted", "held", "produced", "request", "sink", "source", "source_index",
                  "started", "unsent")  # fmt: skip
 
     def __init__(self, request: Request, source: LLMClient) -> None:
         self.request = self.claim = request
         self.source, self.source_index = source, request.replica
         self.sink: tuple[int, LLMClient] | None = None
-        self.blocks: int | None = None  # held at the source; None before the prompt is computed
+        self.held: Any = None  # at the source; None before the prompt is computed
         self.produced = 0.0  # bytes there to send
         self.unsent = 0.0  # bytes of those
         self.flows: set[int] = set()  # transfers on the link
@@ -101,7 +101,7 @@ class Handovers:
     def _withdraw(self, client: LLMClient) -> None:
         """Who was preempted claims anew when it is back: memory that waits for memory could wait for ever."""
         running = {request.id for request in client.running}
-        for move in [m for m in self.moves.values() if m.source is client and m.blocks is None]:
+        for move in [m for m in self.moves.values() if m.source is client and m.held is None]:
             if move.request.id not in running:
                 self._give_up(move)
                 if move.sink is not None:
@@ -115,7 +115,7 @@ class Handovers:
             request.queued = now
         if move is None:
             move = self._begin(request, client)
-        move.blocks, request.blocks = request.blocks, 0
+        move.held = client.kv.detach(request)
         self._produce(move, request.computed * self.bytes_per_token)
         self._land_if_there(move)
 
@@ -130,7 +130,7 @@ class Handovers:
         group = move.source_index % self.spec.groups if self.spec.groups > 1 else None
         move.sink = self.route(group, partial(self._claim, move))
         if move.sink is not None:
-            move.claim = move.request if move.blocks is not None else _stand_in(move.request)
+            move.claim = move.request if move.held is not None else _stand_in(move.request)
             move.sink[1].expect(move.claim, partial(self._grant, move))
 
     def _grant(self, move: Move, claim: Request) -> None:
@@ -160,14 +160,14 @@ class Handovers:
             self._land_if_there(move)
 
     def _land_if_there(self, move: Move) -> None:
-        if move.blocks is None or not move.granted or move.flows or move.unsent or move.sink is None:
+        if move.held is None or not move.granted or move.flows or move.unsent or move.sink is None:
             return
         request, (index, sink), now = move.request, move.sink, self.kernel.now
         del self.moves[request.id]
         started = max(move.started, request.queued)
         request.visits.append(Visit(Stage.HANDOVER, self.link.spec.name, request.queued, started, now))
         request.queued = now
-        move.source.give_back(move.blocks)
+        move.source.give_back(move.held)
         if move.claim is not request:
             request.blocks, request.table = move.claim.blocks, move.claim.table
         self.landed(request, index)

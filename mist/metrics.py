@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from mist.memory.prefix import PrefixUse
+from mist.memory.swap import SwapUse
 from mist.request import Request, Stage
 from mist.slo import SLO, Limit
 
@@ -132,6 +134,8 @@ class PoolReport:
     watts: float = 0.0  # mean of a device
     speculation: SpeculationReport | None = None
     fleet: FleetReport | None = None  # of a pool whose replicas come and go
+    prefix: PrefixUse | None = None  # with prefix caching
+    swap: SwapUse | None = None  # with preemption by swap
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,7 @@ class Result:
     joules_per_token: float | None = None  # of the output tokens completed in the window; None if there were none
     tokens_per_joule: float = 0.0  # output tokens completed in the window
     pools: Mapping[str, PoolReport] | None = None
+    refusal: str = ""  # why the first request that was refused could never be served
     requests: tuple[Request, ...] = ()
     classes: Mapping[str, ClassReport] | None = None  # by name, where the workload has classes
 

@@ -17,6 +17,7 @@ from mist.faults import NO_FAULTS, Faults, NoFaults, check_faults
 from mist.fleet import Autoscale, Fixed, mean_replicas, paid, seconds
 from mist.handover import GLOBAL, HandoverSpec, check_handover
 from mist.kernel import Kernel
+from mist.memory.choice import prefix_use, swap_use
 from mist.metrics import (
     METRICS,
     Check,
@@ -250,13 +251,14 @@ def _arrivals(traffic: Traffic, rate: float, warm: int, slo: SLO) -> Iterator[Re
     """Requests ``-warm``, ``-warm + 1``, ... for ever; the first arrives at time 0."""
     cycle = len(traffic)
     times, inputs, outputs = traffic.times.tolist(), traffic.inputs.tolist(), traffic.outputs.tolist()
-    origin = _instant(traffic, -warm)
+    origin, contents = _instant(traffic, -warm), traffic.contents
     kinds = [_promised(kind, slo) for kind in traffic.classes or (UNCLASSED,)]
     members = [0] * cycle if traffic.members is None else traffic.members.tolist()
     for position in count(-warm):
         whole, part = divmod(position, cycle)
         arrived, kind = (whole * cycle + times[part] - origin) / rate, kinds[members[part]]
-        yield Request(position, arrived, inputs[part], outputs[part], kind.priority, kind=kind)
+        content = None if contents is None else contents.of(whole, part)
+        yield Request(position, arrived, inputs[part], outputs[part], kind.priority, content, kind)
 
 
 def _promised(kind: RequestClass, slo: SLO) -> RequestClass:
@@ -325,6 +327,7 @@ def _result(  # noqa: PLR0917
         joules_per_token=window.joules / tokens if tokens else None,
         tokens_per_joule=tokens / window.joules if window.joules else 0.0,
         pools=pools,
+        refusal=next((r.refused for r in requests if r.refused), ""),
         requests=tuple(requests),
         classes={name: _class(slo, name, cohort, done, length) for name in classes} or None,
     )
@@ -396,6 +399,8 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float, window: _Window) -> Po
         watts=drawn / (spec.devices * elapsed),
         speculation=_speculation(pool),
         fleet=fleet,
+        prefix=prefix_use([client.kv for client in clients]),
+        swap=swap_use([client.kv for client in clients]),
     )
 
 

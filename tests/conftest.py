@@ -24,7 +24,7 @@ from mist.model import ModelSpec
 from mist.network import LinkSpec
 from mist.perf.base import PerfModel, Replica, StepModel, StepShape, Stretch
 from mist.price import PriceList
-from mist.request import UNCLASSED, Request, RequestClass
+from mist.request import UNCLASSED, Content, Request, RequestClass
 from mist.simulate import Scenario, Window
 from mist.slo import SLO
 from mist.workload.traffic import Traffic
@@ -252,14 +252,16 @@ def _drive(
     *,
     one_by_one: bool = False,
     kinds: Sequence[RequestClass] = (UNCLASSED,),
+    contents: Callable[[int], Content] | None = None,
     after_each: Callable[[Run], None] | None = None,
     until: float = inf,
     **dynamics: Any,
 ) -> Run:
     """Serve (time, input, output) triples until nothing is left to do, or ``until``, seconds.
 
-    ``kinds`` are their classes in turn; ``one_by_one`` swaps the slow twin in and forbids leaps; ``after_each``
-    looks at the run after every instant at which something happened; ``dynamics`` are options of the Cluster.
+    ``kinds`` are their classes in turn, ``contents`` says what request i holds; ``one_by_one`` swaps the slow twin
+    in and forbids leaps; ``after_each`` looks at the run after every instant at which something happened;
+    ``dynamics`` are options of the Cluster.
     """
     named = {"llm": pools} if isinstance(pools, PoolSpec) else dict(pools)
     with pytest.MonkeyPatch.context() as patch:
@@ -269,8 +271,8 @@ def _drive(
         kernel = Watched()
         run = Run(kernel, Cluster(kernel, named, link, **dynamics), [])
         for id_, (time, input_, output) in enumerate(arrivals):
-            kind = kinds[id_ % len(kinds)]
-            run.requests.append(Request(id_, time, input_, output, kind.priority, kind=kind))
+            kind, content = kinds[id_ % len(kinds)], contents and contents(id_)
+            run.requests.append(Request(id_, time, input_, output, kind.priority, content, kind))
             kernel.at(time, run.cluster.arrive, run.requests[-1])
         if after_each is None:
             kernel.run(until)

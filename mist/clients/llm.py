@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Collection
 from math import ceil, sqrt
+from typing import Any
 
 from mist.clients.line import Line, RankedLine
 from mist.decoding import Decoding
@@ -140,9 +141,9 @@ class LLMClient:
         self._landed.append(request)
         self._wake()
 
-    def give_back(self, blocks: int) -> None:
-        """A request that left has been fetched: its blocks are free again."""
-        self.kv.give_back(blocks)
+    def give_back(self, held: Any) -> None:
+        """A request that left has been fetched: what it held is free again."""
+        self.kv.give_back(held)
         self._wake()
 
     @property
@@ -257,8 +258,7 @@ class LLMClient:
             request.blocks += has_block
         else:
             del self._prefilling[request.id]
-        self.kv.release(request)
-        request.computed = 0
+        self.kv.evict(request)
         request.preemptions += 1
         self.line.rejoin(request)
         self.preempted += 1
@@ -295,7 +295,7 @@ class LLMClient:
             decodes.cached if self._decode else 0,
             tuple([(tokens, request.computed) for request, tokens in chunks]),
         )
-        time = self._step_time(shape)
+        time = self._step_time(shape) + self.kv.delay()
         if self.watch is not None:
             self.watch(self, time)
         self.kernel.after(time, self._end_step, chunks, time)
@@ -361,6 +361,8 @@ class LLMClient:
     def _run_decodes(self) -> None:
         decodes = self.decodes
         stretch = self.steptimes.decode_stretch(decodes.count, decodes.cached)
+        if self.preempted:  # one step, behind what was swapped out
+            stretch = Stretch(1, stretch.first + self.kv.delay(), 0.0)
         most = 1 if self.preempted else decodes.steps_to_leaver()  # the next step may admit who this one put back
         room = self.kv.free + decodes.blocks_due  # the first step has its blocks
         steps = decodes.steps_within(room, most if most < stretch.steps else int(stretch.steps))

@@ -1,5 +1,7 @@
 """Paged KV-cache accounting (vLLM, SOSP 2023, section 4: blocks of a fixed number of tokens)."""
 
+from typing import Any
+
 from mist.decoding import Decoding
 from mist.request import Request
 
@@ -53,11 +55,25 @@ class BlockPool:
         self._take(request.blocks)
 
     def release(self, request: Request) -> None:
-        self.give_back(request.blocks)
-        request.blocks = 0
+        self.give_back(self.detach(request))
 
-    def give_back(self, blocks: int) -> None:
-        self.used -= blocks
+    def evict(self, request: Request) -> None:
+        """Take a preempted request's blocks; it goes back to the line."""
+        self.release(request)
+        request.computed = 0
+
+    def detach(self, request: Request) -> Any:
+        """What the request held, still in use; it is given back later."""
+        held, request.blocks = request.blocks, 0
+        return held
+
+    def give_back(self, held: Any) -> None:
+        """Free what was detached."""
+        self.used -= held
+
+    def delay(self) -> float:
+        """Seconds by which transfers put off the step about to run; asking starts the count anew."""
+        return 0.0
 
     def _take(self, blocks: int) -> None:
         self.used += blocks

@@ -2,10 +2,23 @@
 
 from collections import OrderedDict
 from collections.abc import Hashable
+from dataclasses import dataclass
 
 from mist.decoding import Decoding
 from mist.memory.pool import BlockPool
 from mist.request import Request
+
+
+@dataclass(frozen=True)
+class PrefixUse:
+    """What admissions found in the prefix cache, resumed requests included (vLLM: prefix cache queries and hits)."""
+
+    hit_tokens: int
+    looked_up_tokens: int  # known tokens of the admitted requests
+
+    @property
+    def hit_rate(self) -> float:
+        return self.hit_tokens / max(self.looked_up_tokens, 1)
 
 
 class PrefixPool(BlockPool):
@@ -17,13 +30,17 @@ class PrefixPool(BlockPool):
     used go first and tails before heads. Content is registered when the step that fills the block begins.
     """
 
-    __slots__ = ("_cached", "_chain", "_content", "_free", "_refs", "_version", "hit_tokens", "looked_up_tokens")
+    __slots__ = (
+        "_blank", "_cached", "_chain", "_content", "_free", "_refs", "_version", "hit_tokens", "looked_up_tokens"
+    )  # fmt: skip
 
     def __init__(self, total: int, block_tokens: int) -> None:
         super().__init__(total, block_tokens)
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(total))
-        self._refs = [0] * total
-        self._content: list[Hashable | None] = [None] * total
+        # the free list in three pieces, front to back: blocks without content, blocks never used, the others
+        self._blank: list[int] = []  # last one first
+        self._refs: list[int] = []  # of the blocks used so far; those from here on are made when first needed
+        self._free: OrderedDict[int, None] = OrderedDict()
+        self._content: list[Hashable | None] = []
         self._cached: dict[Hashable, dict[int, None]] = {}  # blocks by content, first registered first
         self._version = 0  # of everything a lookup depends on
         self._chain: tuple[int, int, list[int]] = (0, -1, [])  # last lookup: request, version, blocks
@@ -86,17 +103,22 @@ class PrefixPool(BlockPool):
         self.grow(request, tokens)
         request.computed = tokens
 
-    def release(self, request: Request) -> None:
-        for block in reversed(request.table):
-            self._refs[block] -= 1
-            if not self._refs[block]:
-                self._free[block] = None
-        unknown = [b for b in request.table if not self._refs[b] and self._content[b] is None]
-        for block in unknown:  # the tail comes to lie in front
-            self._free.move_to_end(block, last=False)
-        request.table = []
+    def detach(self, request: Request) -> list[int]:
+        held, request.table = request.table, []
         request.blocks = 0
+        return held
+
+    def give_back(self, held: list[int]) -> None:
+        for block in reversed(held):
+            self._refs[block] -= 1
+            if not self._refs[block] and self._content[block] is not None:
+                self._free[block] = None
+        self._blank += [b for b in held if not self._refs[b] and self._content[b] is None]  # the tail in front
         self._count()
+
+    def use(self) -> PrefixUse:
+        """What lookups have found so far."""
+        return PrefixUse(self.hit_tokens, self.looked_up_tokens)
 
     def _lookup(self, request: Request) -> list[int]:
         """The longest chain of cached blocks; the last known token is always computed anew."""
@@ -116,7 +138,7 @@ class PrefixPool(BlockPool):
         return (request.id, index) if content is None else content.key(index, self.block_tokens)
 
     def _allocate(self, request: Request) -> None:
-        block, _ = self._free.popitem(last=False)
+        block = self._front()
         content = self._content[block]
         if content is not None:
             holders = self._cached[content]
@@ -129,6 +151,16 @@ class PrefixPool(BlockPool):
         request.table.append(block)
         self._count()
 
+    def _front(self) -> int:
+        """The first block of the free list, off it."""
+        if self._blank:
+            return self._blank.pop()
+        if len(self._refs) < self.total:
+            self._refs.append(0)
+            self._content.append(None)
+            return len(self._refs) - 1
+        return self._free.popitem(last=False)[0]
+
     def _register(self, request: Request, index: int) -> None:
         block = request.table[index]
         content = self._content[block] = self._key(request, index)
@@ -136,7 +168,7 @@ class PrefixPool(BlockPool):
         self._version += 1
 
     def _count(self) -> None:
-        self.used = self.total - len(self._free)
+        self.used = len(self._refs) - len(self._blank) - len(self._free)
         self.peak = max(self.peak, self.used)
 
 

@@ -102,15 +102,22 @@ def kv_blocks(
     activations = tokens * (4 * model.hidden + 2 * width / tp) * 2.0 + requests * model.vocabulary / tp * 4.0
     usable = hardware.memory * engine.memory_utilization
     left = usable - weights - activations - engine.reserve
-    shards = 1 if model.kv_latent else min(tp, model.kv_heads)
-    token = model.kv_bytes_per_token / shards
+    block = block_bytes(replica)
     if drafter is not None:
-        token += drafter.kv_bytes_per_token / (1 if drafter.kv_latent else min(tp, drafter.kv_heads))
-    blocks = int(left // (engine.block_tokens * token))
-    if blocks < 1:
+        shards = 1 if drafter.kv_latent else min(tp, drafter.kv_heads)
+        block += engine.block_tokens * drafter.kv_bytes_per_token / shards
+    blocks = int(left // block)
+    if blocks <= engine.reserved_blocks:
         raise Infeasible(
             f"{model.name} leaves no memory for KV cache: of {usable / 1e9:.1f} GB usable on each of {replica.group} x "
             f"{hardware.name}, weights take {weights / 1e9:.1f}, activations {activations / 1e9:.1f} "
             f"and the engine {engine.reserve / 1e9:.1f}"
         )
     return blocks * dp
+
+
+def block_bytes(replica: Replica) -> float:
+    """Bytes of one KV block on each device: heads are spread over them, a latent (MLA) is on every one."""
+    model, tp, engine = replica.model, replica.tp, replica.engine
+    shards = 1 if model.kv_latent else min(tp, model.kv_heads)
+    return engine.block_tokens * model.kv_bytes_per_token / shards

@@ -19,6 +19,7 @@ def simulation(result: Result) -> RenderableType:
         return Text.assemble(("does not fit: ", BAD), result.reason)
     parts: list[RenderableType] = [deployment(result), *_speculation(result), Text()]
     parts.extend(_dynamics(result))
+    parts.extend(_memory(result))
     parts.append(_served(result))
     parts.append(latency_table(result))
     if result.classes:
@@ -99,6 +100,21 @@ def _dynamics(result: Result) -> Iterator[Text]:
         if fleet.joined:
             text += f"; {fleet.joined} replicas changed to {pool.role}"
         yield Text(text)
+
+
+def _memory(result: Result) -> Iterator[Text]:
+    """What prefix caches found and what was swapped, by pool; nothing where both are off."""
+    for name, pool in (result.pools or {}).items():
+        if pool.prefix is not None:
+            found, asked = pool.prefix.hit_tokens, pool.prefix.looked_up_tokens
+            yield Text(f"{name}: prefix cache hit {pool.prefix.hit_rate:.1%} ({found:,} of {asked:,} tokens)")
+        if pool.swap is not None:
+            swap = pool.swap
+            moved = f"{swap.out_bytes / 1e9:,.3g} GB out, {swap.in_bytes / 1e9:,.3g} GB in"
+            full = f", {swap.recomputed:,} preemptions recomputed for lack of room" if swap.recomputed else ""
+            yield Text(f"{name}: swapped {moved}; host memory at most {swap.host_peak:.0%} full{full}")
+    if result.refusal and result.counts is not None:
+        yield Text(f"{result.counts.refused:,} requests refused; the first: {result.refusal}", "yellow")
 
 
 def _served(result: Result) -> Text:

@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
@@ -22,6 +22,7 @@ ARRIVAL = ("arrival", "arrival_time", "timestamp", "time")
 INPUT = ("input", "input_tokens", "input_length", "prompt_tokens", "contexttokens", "request tokens")
 OUTPUT = ("output", "output_tokens", "output_length", "completion_tokens", "generatedtokens", "response tokens")
 MILLISECONDS_BESIDE = "input_length"  # "timestamp" is in ms there (kvcache-ai/Mooncake, README)
+HASHES = "hash_ids"  # chained hashes of the prompt's blocks (kvcache-ai/Mooncake, README)
 MOST_TOKENS = 2**31 - 1  # far beyond any context; what lies above is not a token count
 
 Row = tuple[str, Any, Any, Any]  # place, arrival, input, output
@@ -34,6 +35,7 @@ class Records:
     arrivals: NDArray[np.float64]
     inputs: NDArray[np.int64]
     outputs: NDArray[np.int64]
+    hashes: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None  # ids of all prompts, where each one's end
 
     def __len__(self) -> int:
         return len(self.arrivals)
@@ -61,7 +63,9 @@ def read(path: Path) -> Records:
             rows = _bulk(path)
             if rows is not None and rows.sound():
                 return rows
-        return _one_by_one(path, _rows(path))
+        hashes: list[list[int]] = []
+        rows = _one_by_one(path, _jsonl_rows(path, hashes) if path.suffix.lower() == ".jsonl" else _rows(path))
+        return replace(rows, hashes=_flat(hashes)) if hashes else rows
     except (UnicodeDecodeError, pa.ArrowInvalid, csv.Error, OSError) as error:
         raise TraceError(str(path), path.suffix, f"cannot be read: {str(error).splitlines()[0]}") from None
 
@@ -129,7 +133,7 @@ def _one_by_one(path: Path, rows: Iterator[tuple[Row, float]]) -> Records:
 
 def _rows(path: Path) -> Iterator[tuple[Row, float]]:
     """Every row with its place (``path:line``), whatever is in it."""
-    reader = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}[path.suffix.lower()]
+    reader = {".csv": _csv_rows, ".parquet": _parquet_rows}[path.suffix.lower()]
     return reader(path)
 
 
@@ -151,7 +155,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[Row, float]]:
             yield (place, arrival, tokens_in, tokens_out), unit
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[Row, float]]:
+def _jsonl_rows(path: Path, hashes: list[list[int]]) -> Iterator[tuple[Row, float]]:
+    """``hashes`` collects the hash ids, if rows have them."""
     with path.open(encoding="utf-8-sig") as file:
         for number, text in enumerate(file, 1):
             if text.strip():
@@ -163,7 +168,20 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[Row, float]]:
                 if not isinstance(data, Mapping):
                     raise TraceError(place, _clipped(text), "not a JSON object on one line")
                 arrival, tokens_in, tokens_out, unit = columns(data, place)
+                if HASHES in data:
+                    hashes.append(_hashes(data[HASHES], place))
                 yield (place, data[arrival], data[tokens_in], data[tokens_out]), unit
+
+
+def _hashes(ids: Any, place: str) -> list[int]:
+    if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**63 for i in ids):
+        raise TraceError(place, _clipped(ids), f"{HASHES} must be a list of whole numbers, 0 or more")
+    return ids
+
+
+def _flat(hashes: list[list[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    ids = np.array([i for row in hashes for i in row], dtype=np.int64)
+    return ids, np.cumsum([len(row) for row in hashes])
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[Row, float]]:

@@ -13,6 +13,10 @@ Lengths are ``input``, ``input_tokens``, ``input_length`` or ``prompt_tokens``, 
 ``output_length`` or ``completion_tokens``: whole tokens, at least one. A row without an output is a request
 that failed where it was recorded; it is refused by line number, not dropped, since a trace silently thinned
 is a lower load. Rows are in order of arrival.
+
+``hash_ids`` of a ``.jsonl`` row (Mooncake) are chained hashes of the prompt's blocks of ``hash_tokens`` tokens, the
+last one cut short: rows with an equal id have the same tokens up to its end. They are what prefix caching
+finds again; a file has them in every row or in none.
 """
 
 import hashlib
@@ -20,8 +24,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from mist.errors import TraceError
+import numpy as np
+
+from mist.errors import InputError, TraceError
 from mist.units import PerSecond
+from mist.workload.content import HashedBlocks
 from mist.workload.records import FORMATS, Records, read
 from mist.workload.traffic import Traffic, check_rate
 
@@ -36,9 +43,12 @@ class Trace:
 
     path: str
     rate: PerSecond | None = None
+    hash_tokens: int = 512  # tokens of a hash id; kvcache-ai/Mooncake, README
 
     def __post_init__(self) -> None:
         check_rate(self.rate)
+        if self.hash_tokens < 1:
+            raise InputError("hash_tokens", self.hash_tokens, "must be at least 1")
 
     def own_rate(self) -> float:
         """Requests per second as recorded; TraceError if no time passes between first and last row."""
@@ -52,12 +62,28 @@ class Trace:
         rows = self._records()
         gap = rows.mean_gap()
         times = (rows.arrivals - rows.arrivals[0]) / (gap if gap > 0 else 1.0)
-        return Traffic(times, rows.inputs, rows.outputs)
+        return Traffic(times, rows.inputs, rows.outputs, contents=self._contents(rows))
 
     def content(self) -> str:
         """SHA-256 of the file."""
         path = _existing(self.path)
         return _sha256(str(path), *_version(path))
+
+    def _contents(self, rows: Records) -> HashedBlocks | None:
+        if rows.hashes is None:
+            return None
+        ids, ends = rows.hashes
+        if len(ends) != len(rows):
+            raise TraceError(self.path, f"{len(ends)} of {len(rows)} rows", "hash_ids must be in every row or in none")
+        counts = np.diff(ends, prepend=0)
+        wrong = np.flatnonzero(
+            (counts != -(-rows.inputs // self.hash_tokens)) & (counts != rows.inputs // self.hash_tokens)
+        )
+        if len(wrong):
+            tokens, found = rows.inputs[wrong[0]], counts[wrong[0]]
+            why = f"request {wrong[0] + 1} has {found} hash_ids for {tokens} tokens: not {self.hash_tokens} tokens each"
+            raise TraceError(self.path, "hash_ids", f"{why} (workload.hash_tokens)")
+        return HashedBlocks(ids, ends, rows.inputs, self.hash_tokens)
 
     def _records(self) -> Records:
         path = _existing(self.path)

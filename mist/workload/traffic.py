@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from mist.errors import InputError
 from mist.request import RequestClass
+from mist.workload.content import Contents
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +20,7 @@ class Traffic:
     request i of cycle c arrives at ``(c * n + times[i]) / rate`` seconds and every rate replays the same
     draws (common random numbers). ``inputs`` and ``outputs`` (shape [n], tokens) belong to the same request.
     ``members`` (shape [n]), where there are ``classes``, are indices into them.
+    ``contents`` says what of them is shared, for prefix caching; None is nothing.
     """
 
     times: NDArray[np.float64]
@@ -26,6 +28,7 @@ class Traffic:
     outputs: NDArray[np.int64]
     classes: tuple[RequestClass, ...] = ()
     members: NDArray[np.int64] | None = None
+    contents: Contents | None = None
 
     def __post_init__(self) -> None:
         n = len(self.times)
@@ -48,7 +51,8 @@ class Traffic:
         end = len(self) // keep * keep
         members = None if self.members is None else self.members[:end:keep]
         times, inputs, outputs = self.times[:end:keep] / keep, self.inputs[:end:keep], self.outputs[:end:keep]
-        return Traffic(times, inputs, outputs, self.classes, members)
+        contents = self.contents and self.contents.every(keep, end)
+        return Traffic(times, inputs, outputs, self.classes, members, contents)
 
     def sizes(self) -> dict[str, int]:
         """Requests in a cycle by class; empty where there are no classes."""

@@ -72,7 +72,7 @@ def test_a_completed_request_has_sampled_exactly_its_output(deployment, load, dr
 def test_a_request_is_refused_only_if_it_can_never_be_served(deployment, load, drive):
     pools, link = deployment
     for request in drive(pools, load, link).requests:
-        blocks = next(iter(pools.values())).kv_blocks
+        blocks = next(iter(pools.values())).blocks()
         fits = -(-(request.input + request.output) // ENGINE["block_tokens"]) <= blocks
         assert bool(request.refused) != fits
         assert (request.finished >= 0) == fits

@@ -1,0 +1,109 @@
+"""What the tokens of a request are, as far as other requests may share them."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mist.request import Content
+
+
+class Contents(Protocol):
+    """The content of one cycle's requests, in the arrays of the whole cycle."""
+
+    def of(self, cycle: int, index: int) -> Content:
+        """What request ``index`` of cycle ``cycle`` holds."""
+
+    def every(self, keep: int, end: int) -> "Contents":
+        """That of requests 0, keep, 2 keep, ... below ``end``."""
+
+
+class HashedPrefix(NamedTuple):
+    """A prompt known by chained hashes: id k stands for everything up to the end of hash block k.
+
+    An engine block is shared if it ends within the prompt and within a hash block whose id is known; all after
+    that, the answer too, is the request's own. A trace does not say which blocks its answers would have hashed
+    to, so a later turn that contains this answer finds no more than the earlier prompt.
+    """
+
+    cycle: int
+    request: int
+    tokens: int  # of the prompt
+    hash_tokens: int
+    ids: tuple[int, ...]
+
+    def key(self, block: int, block_tokens: int) -> Hashable:
+        end = (block + 1) * block_tokens
+        place = (end - 1) // self.hash_tokens
+        if end <= self.tokens and place < len(self.ids):
+            return self.cycle, self.ids[place], block
+        return self.cycle, self.request, block, "own"
+
+
+@dataclass(frozen=True, eq=False)
+class HashedBlocks:
+    """Chained hash ids of prompts: those of request i are ``ids[ends[i-1]:ends[i]]``, ``hash_tokens`` tokens each.
+
+    A cycle is the recording played again, not the same users asking the same again: content of different
+    cycles is distinct, or every round after the first would hit everything.
+    """
+
+    ids: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    inputs: NDArray[np.int64]
+    hash_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        if len(self.ends) != len(self.inputs) or (len(self.ends) and self.ends[-1] != len(self.ids)):
+            raise ValueError(f"{len(self.inputs)} requests, {len(self.ends)} ends, {len(self.ids)} ids")
+
+    def of(self, cycle: int, index: int) -> HashedPrefix:
+        begin = int(self.ends[index - 1]) if index else 0
+        ids = tuple(self.ids[begin : self.ends[index]].tolist())
+        return HashedPrefix(cycle, index, int(self.inputs[index]), self.hash_tokens, ids)
+
+    def every(self, keep: int, end: int) -> "HashedBlocks":
+        rows = range(0, end, keep)
+        parts = [self.ids[self.ends[i - 1] if i else 0 : self.ends[i]] for i in rows]
+        ends = np.cumsum([len(part) for part in parts])
+        return HashedBlocks(np.concatenate(parts), ends, self.inputs[:end:keep], self.hash_tokens)
+
+
+class Turn(NamedTuple):
+    """A prompt that begins with a system prompt and goes on with its session's history.
+
+    The session is one stream of tokens, prompts and answers one after another, so a later turn's prompt
+    contains the earlier turns whole. A block that reaches beyond the system prompt belongs to the session.
+    """
+
+    group: int  # whose system prompt
+    system: int  # tokens of it
+    cycle: int  # in which the session began
+    session: int
+
+    def key(self, block: int, block_tokens: int) -> Hashable:
+        if (block + 1) * block_tokens <= self.system:
+            return self.group, block
+        return self.cycle, self.session, block
+
+
+@dataclass(frozen=True, eq=False)
+class SessionTurns:
+    """Request i is a turn of session ``sessions[i]``, which began ``rounds[i]`` cycles before this one.
+
+    Sessions of different cycles are different; the ``groups`` system prompts, ``system`` tokens each, stay.
+    """
+
+    sessions: NDArray[np.int64]
+    rounds: NDArray[np.int64]
+    groups: int
+    system: int
+
+    def of(self, cycle: int, index: int) -> Turn:
+        session = int(self.sessions[index])
+        return Turn(session % self.groups, self.system, cycle - int(self.rounds[index]), session)
+
+    def every(self, keep: int, end: int) -> "SessionTurns":
+        return SessionTurns(self.sessions[:end:keep], self.rounds[:end:keep], self.groups, self.system)
