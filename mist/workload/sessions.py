@@ -65,7 +65,7 @@ class ChatSessions:
         order = np.argsort(times, kind="stable")
         inputs = self.system + _within(messages + answers, firsts, session) - answers
         content = SessionTurns(session[order], rounds[order].astype(np.int64), self.groups, self.system)
-        return Traffic(times[order], inputs[order], answers[order], content)
+        return Traffic(times[order], inputs[order], answers[order], contents=content)
 
 
 def _within(values: np.ndarray, firsts: np.ndarray, session: np.ndarray) -> np.ndarray:

@@ -62,7 +62,7 @@ class Trace:
         rows = self._records()
         gap = rows.mean_gap()
         times = (rows.arrivals - rows.arrivals[0]) / (gap if gap > 0 else 1.0)
-        return Traffic(times, rows.inputs, rows.outputs, self._contents(rows))
+        return Traffic(times, rows.inputs, rows.outputs, contents=self._contents(rows))
 
     def content(self) -> str:
         """SHA-256 of the file."""

@@ -43,7 +43,7 @@ class Traffic:
         """Every ``keep``-th request, at unit rate again: the same course of the cycle in fewer requests."""
         end = len(self) // keep * keep
         contents = self.contents and self.contents.every(keep, end)
-        return Traffic(self.times[:end:keep] / keep, self.inputs[:end:keep], self.outputs[:end:keep], contents)
+        return Traffic(self.times[:end:keep] / keep, self.inputs[:end:keep], self.outputs[:end:keep], contents=contents)
 
 
 class Workload(Protocol):
