@@ -123,7 +123,7 @@ class PoolSpec:
             return None
         size = block_bytes(self.replica)
         space = SWAP_SPACE if self.swap_space is None else self.swap_space
-        return HostMemory(int(space // size), size, self.tp, self.hardware.host_bandwidth)
+        return HostMemory(int(space // size), size, self.replica.devices, self.hardware.host_bandwidth)
 
     def steptimes(self) -> list[StepModel]:
         """Step times of one replica's pipeline stages, its drafter's passes included."""

@@ -35,9 +35,9 @@ _DEFAULTS: dict[str, Card] = {  # what a card may leave to its class: transforme
 def read(path: str | Path) -> dict[str, Any]:
     """The fields of the ModelSpec that ``path`` describes, as plain data.
 
-    The name is the directory's; the parameter count, which a config.json does not hold, is counted from the
-    shape. Weights have the dtype of the card's quantization, or 16 bits. Raises InputError for a file that
-    cannot be read, an architecture that is not known, and a field that is missing.
+    The name is the directory's, or the file's if it is not called config.json; the parameter count, which a card
+    does not hold, is counted from the shape. Weights have the dtype of the card's quantization, or 16 bits. Raises
+    InputError for a file that cannot be read, an architecture that is not known, and a field that is missing.
     """
     file = Path(path).expanduser()
     card = _card(file)
@@ -49,7 +49,7 @@ def read(path: str | Path) -> dict[str, Any]:
     fields |= _experts(card, architecture.family, str(path)) | _dtypes(card)
     if architecture.encoder:
         fields["kind"] = "encoder"
-    fields["name"] = (file.resolve().parent.name or file.stem).lower()
+    fields["name"] = (file.resolve().parent.name if file.name == "config.json" else file.stem).lower()
     known = {key: value for key, value in fields.items() if value is not None}
     spec = build(ModelSpec, {**known, "parameters": 0.0})
     return {**known, "parameters": spec.counted_parameters}

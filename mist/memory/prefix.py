@@ -41,7 +41,7 @@ class PrefixPool(BlockPool):
         self._refs: list[int] = []  # of the blocks used so far; those from here on are made when first needed
         self._free: OrderedDict[int, None] = OrderedDict()
         self._content: list[Hashable | None] = []
-        self._cached: dict[Hashable, dict[int, None]] = {}  # blocks by content, first registered first
+        self._cached: dict[Hashable, int | dict[int, None]] = {}  # the block of a content; if several, as registered
         self._version = 0  # of everything a lookup depends on
         self._chain: tuple[int, int, list[int]] = (0, -1, [])  # last lookup: request, version, blocks
         self.hit_tokens = 0
@@ -126,10 +126,10 @@ class PrefixPool(BlockPool):
         if (owner, version) != (request.id, self._version):
             chain = []
             for index in range((request.known - 1) // self.block_tokens):
-                blocks = self._cached.get(self._key(request, index))
-                if blocks is None:
+                found = self._cached.get(self._key(request, index))
+                if found is None:
                     break
-                chain.append(next(iter(blocks)))
+                chain.append(found if isinstance(found, int) else next(iter(found)))
             self._chain = request.id, self._version, chain
         return chain
 
@@ -142,9 +142,10 @@ class PrefixPool(BlockPool):
         content = self._content[block]
         if content is not None:
             holders = self._cached[content]
-            del holders[block]
-            if not holders:
+            if isinstance(holders, int) or len(holders) == 1:
                 del self._cached[content]
+            else:
+                del holders[block]
             self._content[block] = None
             self._version += 1
         self._refs[block] = 1
@@ -164,7 +165,11 @@ class PrefixPool(BlockPool):
     def _register(self, request: Request, index: int) -> None:
         block = request.table[index]
         content = self._content[block] = self._key(request, index)
-        self._cached.setdefault(content, {})[block] = None
+        holders = self._cached.setdefault(content, block)
+        if not isinstance(holders, int):
+            holders[block] = None
+        elif holders != block:
+            self._cached[content] = {holders: None, block: None}
         self._version += 1
 
     def _count(self) -> None:

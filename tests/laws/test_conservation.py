@@ -10,7 +10,7 @@ from mist.perf.base import StepShape
 from mist.request import Stage
 
 LINK = LinkSpec("wire", 1e7, 1e-4)
-ENGINE = {"block_tokens": 4}
+ENGINE = {"block_tokens": 4, "reserved_blocks": 0}
 
 
 @pytest.fixture(params=["one pool", "one pool, little memory", "disaggregated", "disaggregated, little memory"])

@@ -160,7 +160,7 @@ def test_thinned_traffic_keeps_the_content_of_those_it_keeps():
     rows = [(0, [1, 2]), (1, [1]), (2, [1, 2, 3]), (3, []), (4, [9])]
     ids, ends = np.array([i for _, row in rows for i in row]), np.cumsum([len(row) for _, row in rows])
     ones = np.ones(5, dtype=np.int64)
-    traffic = Traffic(np.arange(5.0), ones, ones, HashedBlocks(ids, ends, ones * 512)).thinned(2)
+    traffic = Traffic(np.arange(5.0), ones, ones, contents=HashedBlocks(ids, ends, ones * 512)).thinned(2)
     assert [traffic.contents.of(0, i).ids for i in range(2)] == [(1, 2), (1, 2, 3)]
     chats = chat().traffic(3)
     assert chats.thinned(8).contents.of(0, 3) == chats.contents.of(0, 24)

@@ -41,7 +41,7 @@ def small_pool(make_pool, tiny, linear):
     def pool(speculation=None, **fields):
         fields = {"limits": LIMITS, "perf": linear(STEP, TOKEN, CACHED), "kv_blocks": 10_000, **fields}
         drafts = {} if speculation is None else {"speculation": speculation}
-        return make_pool(model=tiny, engine={"block_tokens": 4}, **fields, **drafts)
+        return make_pool(model=tiny, engine={"block_tokens": 4, "reserved_blocks": 0}, **fields, **drafts)
 
     return pool
 
