@@ -26,5 +26,7 @@ class PriceList:
     def of(self, hardware: str) -> float:
         """Dollars per hour of one device; InputError if the list lacks it."""
         if hardware not in self.hourly:
-            raise InputError(f"price.hourly.{hardware}", "(nothing)", f"{self.name} has no price for it", sorted(self.hourly))
+            raise InputError(
+                f"price.hourly.{hardware}", "(nothing)", f"{self.name} has no price for it", sorted(self.hourly)
+            )
         return self.hourly[hardware]
