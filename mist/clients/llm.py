@@ -211,11 +211,11 @@ class LLMClient:
             self._take_over()
         self.granted, self.preempted, self._decode = {}, 0, False
         for decision in self.scheduler.schedule(self):
-            if type(decision) is Grant:
-                self._grant(decision)
-            elif decision is DECODES:
+            if decision is DECODES:
                 self._decode = True
                 self._extend()
+            elif type(decision) is Grant:
+                self._grant(decision)
             elif type(decision) is Preempt:
                 self._preempt(decision.request)
         if self.granted:

@@ -120,10 +120,13 @@ class RooflineSteps:
         return share, context * share / max(decodes, 1)
 
     def decode_stretch(self, decodes: int, context: int) -> Stretch:
-        first = self.step_time(StepShape(decodes, context))
         slope, until, cached = 0.0, inf, float(context)
         if self._dp > 1:
+            first = self._spread_time(StepShape(decodes, context))
             decodes, cached = self._share(decodes, context)
+        else:
+            first = self._decode_attention(decodes, context) + self._linear_time(decodes) + self._head_time(decodes)
+            first += self._engine.step_overhead
         for kind in self._attention_kinds:
             full = decodes * kind.window if kind.window else inf  # from there on every window is full
             if cached < full:
