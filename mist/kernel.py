@@ -69,6 +69,12 @@ class Kernel:
             self.events += 1
             call(*args)
 
+    def clear(self) -> None:
+        """Forget every call not made; what they hold is freed."""
+        self._facts.clear()
+        self._routes.clear()
+        self._decisions.clear()
+
     @property
     def idle(self) -> bool:
         """Whether no call is left to make."""
