@@ -88,7 +88,9 @@ class Load:
             if window:  # it is full from some step on
                 growing = min(max(-((context - decodes * window) // decodes), 0), steps)
             seen = growing * (context + decodes) + decodes * (growing * (growing - 1) // 2)
-            busy += (seen + (steps - growing) * decodes * (window + 1)) * (pair + cached)
+            if growing < steps:
+                seen += (steps - growing) * decodes * (window + 1)
+            busy += seen * (pair + cached)
         return busy
 
     def _tokens(self, tokens: int) -> float:
