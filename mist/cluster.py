@@ -315,11 +315,12 @@ class Cluster:
     def arrive(self, request: Request) -> None:
         """A request is here, now."""
         self.arrived += 1
-        request.refused = next(filter(None, (pool.refusal(request) for pool in self.pools.values())), "")
-        if request.refused:
-            self.refused += 1
-        else:
-            self.kernel.route(self._enter, request)
+        for pool in self.pools.values():
+            request.refused = pool.refusal(request)
+            if request.refused:
+                self.refused += 1
+                return
+        self.kernel.route(self._enter, request)
 
     def _enter(self, request: Request) -> None:
         index = self._entry.route()

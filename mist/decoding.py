@@ -39,10 +39,10 @@ class Decoding:
         """Cached tokens of a member."""
         return request.computed + self.step - request.joined
 
-    def blocks_for(self, steps: int) -> int:
-        """Blocks the members need between them to take the next ``steps`` steps."""
+    def blocks_for(self, steps: int, ahead: int = 0) -> int:
+        """Blocks the members need between them to take ``steps`` steps, from ``ahead`` steps hence."""
         rounds, rest = divmod(steps, self.block_tokens)
-        phase = self.step % self.block_tokens
+        phase = (self.step + ahead) % self.block_tokens
         around = self._due[phase : phase + rest]
         if phase + rest > self.block_tokens:
             around += self._due[: phase + rest - self.block_tokens]

@@ -36,7 +36,11 @@ class Kernel:
         heappush(self._facts, (time, self._serial, call, args))
 
     def after(self, delay: float, call: Call, *args: Any) -> None:
-        self.at(self.now + delay, call, *args)
+        time = self.now + delay
+        if not time >= self.now:
+            raise CausalityError(f"{call.__qualname__} at {time} s, but it is {self.now} s")
+        self._serial += 1
+        heappush(self._facts, (time, self._serial, call, args))
 
     def route(self, call: Call, *args: Any) -> None:
         """Call at this instant, once every fact of it is in."""
@@ -49,19 +53,27 @@ class Kernel:
     def run(self, until: float = inf) -> None:
         """Make every call due up to ``until``, seconds; the clock stops at the last one made."""
         facts, routes, decisions = self._facts, self._routes, self._decisions
+        now = self.now
         while True:
-            if facts and facts[0][0] <= self.now:
+            if facts and facts[0][0] <= now:
                 _, _, call, args = heappop(facts)
             elif routes:
                 call, args = routes.popleft()
             elif decisions:
                 call, args = decisions.popleft()
             elif facts and facts[0][0] <= until:
-                self.now, _, call, args = heappop(facts)
+                now, _, call, args = heappop(facts)
+                self.now = now
             else:
                 return
             self.events += 1
             call(*args)
+
+    def clear(self) -> None:
+        """Forget every call not made; what they hold is freed."""
+        self._facts.clear()
+        self._routes.clear()
+        self._decisions.clear()
 
     @property
     def idle(self) -> bool:

@@ -15,9 +15,9 @@ from mist.request import Request, Stage
 from mist.slo import SLO, Limit
 
 METRICS: dict[str, Callable[[Request], float]] = {
-    "ttft": lambda r: r.ttft if r.first_token >= 0 else inf,
+    "ttft": lambda r: r.first_token - r.arrived if r.first_token >= 0 else inf,
     "tpot": lambda r: r.tpot if r.finished >= 0 else inf,
-    "e2e": lambda r: r.e2e if r.finished >= 0 else inf,
+    "e2e": lambda r: r.finished - r.arrived if r.finished >= 0 else inf,
 }
 PERCENTILES = (50, 90, 95, 99)
 TAIL = 10  # requests beyond a percentile below which it is not worth quoting
@@ -193,11 +193,14 @@ def percentile(values: Sequence[float], q: float) -> float:
 def measured(metric: str, requests: Sequence[Request]) -> list[float]:
     """The metric of each request that has it, infinite where it never came; a one-token answer has no TPOT."""
     value = METRICS[metric]
-    return [value(r) for r in requests if metric != "tpot" or r.output > 1]
+    return [value(r) for r in requests if r.output > 1] if metric == "tpot" else [value(r) for r in requests]
 
 
 def latency(values: Sequence[float]) -> Latency:
-    return Latency(float(np.mean(values)) if len(values) else 0.0, *(percentile(values, q) for q in PERCENTILES))
+    if not len(values):
+        return Latency(*[0.0] * 5)
+    column = np.asarray(values, dtype=float)
+    return Latency(float(np.mean(column)), *np.percentile(column, PERCENTILES, method="inverted_cdf").tolist())
 
 
 def split(slo: SLO, requests: Sequence[Request]) -> dict[str, tuple[SLO, Sequence[Request]]]:
@@ -215,7 +218,14 @@ def within(slo: SLO) -> Callable[[Request], bool]:
     parts = {
         name: [(METRICS[metric], bound) for metric, bound in own.bounds.items()] for name, own in slo.parts.items()
     }
-    return lambda request: all(metric(request) <= limit for metric, limit in parts.get(request.kind.name, parts[""]))
+
+    def good(request: Request) -> bool:
+        for metric, limit in parts.get(request.kind.name, parts[""]):
+            if not metric(request) <= limit:
+                return False
+        return True
+
+    return good
 
 
 class Doomed:

@@ -109,8 +109,8 @@ class OneByOne:
     def computed(self, request: Request) -> int:
         return request.computed
 
-    def blocks_for(self, steps: int) -> int:
-        return sum(len(self.due(ahead)) for ahead in range(steps))
+    def blocks_for(self, steps: int, ahead: int = 0) -> int:
+        return sum(len(self.due(ahead + step)) for step in range(steps))
 
     def steps_within(self, blocks: int, steps: int) -> int:
         return max(k for k in range(steps + 1) if self.blocks_for(k) <= blocks)

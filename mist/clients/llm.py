@@ -211,11 +211,11 @@ class LLMClient:
             self._take_over()
         self.granted, self.preempted, self._decode = {}, 0, False
         for decision in self.scheduler.schedule(self):
-            if type(decision) is Grant:
-                self._grant(decision)
-            elif decision is DECODES:
+            if decision is DECODES:
                 self._decode = True
                 self._extend()
+            elif type(decision) is Grant:
+                self._grant(decision)
             elif type(decision) is Preempt:
                 self._preempt(decision.request)
         if self.granted:
@@ -393,7 +393,8 @@ class LLMClient:
         self.steps += steps
         if self.power is not None:
             self.load += self.power.stretch(self.decodes.count, self.decodes.cached, steps)
-        self.kv.extend(self.decodes, 1, steps - 1)
+        if steps > 1:
+            self.kv.extend(self.decodes, 1, steps - 1)
         self._sample_decodes(steps)
         self.kernel.decide(self._launch)
 
@@ -406,7 +407,8 @@ def steps_over(stretch: Stretch, elapsed: float, most: int) -> int:
         guess = (sqrt(half * half + 2 * slope * elapsed) - half) / slope
     else:
         guess = elapsed / first
-    steps = min(max(ceil(guess), 1), most)
+    steps = ceil(guess)
+    steps = 1 if steps < 1 else most if steps > most else steps
     while steps > 1 and stretch.time(steps - 1) >= elapsed:
         steps -= 1
     while steps < most and stretch.time(steps) < elapsed:

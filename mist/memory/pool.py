@@ -47,7 +47,7 @@ class BlockPool:
         if steps == 1:
             self._take(len(decodes.due(ahead)))
         elif steps:
-            self._take(decodes.blocks_for(ahead + steps) - decodes.blocks_for(ahead))
+            self._take(decodes.blocks_for(steps, ahead))
 
     def reserve(self, request: Request) -> None:
         """Blocks for a request whose cache comes from elsewhere."""

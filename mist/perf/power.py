@@ -62,16 +62,19 @@ class Load:
 
     def step(self, shape: StepShape) -> float:
         """Of one step."""
-        tokens = shape.decodes + shape.drafted
-        busy = self._step + (tokens + len(shape.chunks)) * self._row
-        for chunk, past in shape.chunks:
+        decodes, context, chunks, drafted = shape
+        tokens = decodes + drafted
+        busy = self._step + (tokens + len(chunks)) * self._row
+        for chunk, past in chunks:
             tokens += chunk
+            seen, pairs = past + chunk, chunk * past + chunk * (chunk + 1) / 2
             for window, pair, cached in self._attention:
-                seen, pairs = past + chunk, chunk * past + chunk * (chunk + 1) / 2
                 if window:
-                    seen, pairs = min(seen, chunk + window), min(pairs, float(chunk * window))
-                busy += pairs * pair + seen * cached
-        return busy + self._tokens(tokens) + (self._decodes(shape.decodes, shape.context, 1) if shape.decodes else 0.0)
+                    seen_, pairs_ = min(seen, chunk + window), min(pairs, float(chunk * window))
+                    busy += pairs_ * pair + seen_ * cached
+                else:
+                    busy += pairs * pair + seen * cached
+        return busy + self._tokens(tokens) + (self._decodes(decodes, context, 1) if decodes else 0.0)
 
     def stretch(self, decodes: int, context: int, steps: int) -> float:
         """Of ``steps`` decode-only steps from here."""
@@ -85,7 +88,9 @@ class Load:
             if window:  # it is full from some step on
                 growing = min(max(-((context - decodes * window) // decodes), 0), steps)
             seen = growing * (context + decodes) + decodes * (growing * (growing - 1) // 2)
-            busy += (seen + (steps - growing) * decodes * (window + 1)) * (pair + cached)
+            if growing < steps:
+                seen += (steps - growing) * decodes * (window + 1)
+            busy += seen * (pair + cached)
         return busy
 
     def _tokens(self, tokens: int) -> float:

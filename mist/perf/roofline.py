@@ -82,19 +82,20 @@ class RooflineSteps:
     def step_time(self, shape: StepShape) -> float:
         if self._dp > 1:
             return self._spread_time(shape)
-        requests = shape.decodes + len(shape.chunks)
-        tokens, time = shape.decodes, 0.0
-        for chunk, past in shape.chunks:
+        decodes, context, chunks, drafted = shape
+        requests = decodes + len(chunks)
+        tokens, time = decodes, 0.0
+        for chunk, past in chunks:
             tokens += chunk
             time += self._chunk_attention(chunk, past)
         engine = self._engine
-        if shape.chunks:
+        if chunks:
             time += engine.mixed_overhead
-        if shape.drafted:
-            time += self._verification(shape.decodes, shape.context, shape.drafted)
-            return time + self._linear_time(tokens + shape.drafted) + self._rows_time(requests, shape.drafted)
-        if shape.decodes:
-            time += self._decode_attention(shape.decodes, shape.context)
+        if drafted:
+            time += self._verification(decodes, context, drafted)
+            return time + self._linear_time(tokens + drafted) + self._rows_time(requests, drafted)
+        if decodes:
+            time += self._decode_attention(decodes, context)
         return time + self._linear_time(tokens) + self._head_time(requests) + engine.step_overhead
 
     def _spread_time(self, shape: StepShape) -> float:
@@ -120,10 +121,13 @@ class RooflineSteps:
         return share, context * share / max(decodes, 1)
 
     def decode_stretch(self, decodes: int, context: int) -> Stretch:
-        first = self.step_time(StepShape(decodes, context))
         slope, until, cached = 0.0, inf, float(context)
         if self._dp > 1:
+            first = self._spread_time(StepShape(decodes, context))
             decodes, cached = self._share(decodes, context)
+        else:
+            first = self._decode_attention(decodes, context) + self._linear_time(decodes) + self._head_time(decodes)
+            first += self._engine.step_overhead
         for kind in self._attention_kinds:
             full = decodes * kind.window if kind.window else inf  # from there on every window is full
             if cached < full:

@@ -31,7 +31,8 @@ class ChunkedPrefill:
             raise InputError("long_prefill_threshold", self.long_prefill_threshold, "must not be negative")
 
     def schedule(self, view: EngineView) -> Iterator[Decision]:
-        yield from youngest_give_way(view)
+        if view.due > view.free:
+            yield from youngest_give_way(view)
         budget = self.token_budget - view.decoding
         longest = self.long_prefill_threshold or budget
         yield DECODES
@@ -48,7 +49,7 @@ class ChunkedPrefill:
             budget -= tokens
         if view.preempted:
             return
-        while budget and len(view.running) < self.max_running and (head := view.head) is not None:
+        while budget and (head := view.head) is not None and len(view.running) < self.max_running:
             if view.need(head, head.known) > view.free:
                 return
             tokens = min(head.known - view.hit(head), longest, budget)
