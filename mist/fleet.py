@@ -268,7 +268,7 @@ class Scaler:
             up=len(live),
             waiting=sum(client.waiting + client.expected for client in live) + len(fleet.held),
             running=sum(len(client.running) for client in live),
-            memory=sum(c.kv.used for c in live) / sum(c.kv.total for c in live) if live else 0.0,
+            memory=sum(c.used_by_now for c in live) / sum(c.kv.total for c in live) if live else 0.0,
             busy=min((busy - before) / ((now - looked) * len(live)), 1.0) if live else 0.0,
             attainment=attainment,
         )

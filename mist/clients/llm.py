@@ -170,14 +170,23 @@ class LLMClient:
         """Seconds spent stepping, up to now in a leap, up to the last step's end otherwise."""
         return self.busy + (self.kernel.now - self._leap[0] if self._leap is not None else 0.0)
 
+    @property
+    def used_by_now(self) -> int:
+        """KV blocks in use; those of the steps begun so far in a leap."""
+        if self._leap is None:
+            return self.kv.used
+        start, steps, stretch = self._leap
+        begun = steps_over(stretch, self.kernel.now - start, steps)
+        return self.kv.used + self.decodes.blocks_for(begun) - self.decodes.blocks_due
+
     def forget(self, request: Request, granted: bool) -> None:
         """An expected request will not come; if it was granted room, that is free again."""
         if granted:
             self._fetching -= 1
             self.kv.release(request)
-            self._wake()
         else:
             self._expected = deque(pair for pair in self._expected if pair[0] is not request)
+        self._wake()  # the next one expected may fit
 
     def fail(self) -> None:
         """Stop for good, in the middle of a step; requests keep the tokens of the steps that ended before."""
@@ -366,6 +375,8 @@ class LLMClient:
         most = 1 if self.preempted else decodes.steps_to_leaver()  # the next step may admit who this one put back
         room = self.kv.free + decodes.blocks_due  # the first step has its blocks
         steps = decodes.steps_within(room, most if most < stretch.steps else int(stretch.steps))
+        if steps > 1 and (head := self.line.head) is not None:
+            steps = self.kv.steps_to_hit(head, self._running.values(), decodes, steps)
         self._stamp += 1
         self._leap = self.kernel.now, steps, stretch
         self.leaps += 1

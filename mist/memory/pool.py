@@ -1,5 +1,6 @@
 """Paged KV-cache accounting (vLLM, SOSP 2023, section 4: blocks of a fixed number of tokens)."""
 
+from collections.abc import Collection
 from typing import Any
 
 from mist.decoding import Decoding
@@ -48,6 +49,10 @@ class BlockPool:
             self._take(len(decodes.due(ahead)))
         elif steps:
             self._take(decodes.blocks_for(steps, ahead))
+
+    def steps_to_hit(self, head: Request, running: Collection[Request], decodes: Decoding, most: int) -> int:  # noqa: ARG002
+        """Decode-only steps, at least 1, at most ``most``, before the cache may hold more of a waiting request."""
+        return most
 
     def reserve(self, request: Request) -> None:
         """Blocks for a request whose cache comes from elsewhere."""

@@ -1,7 +1,7 @@
 """Automatic prefix caching: full KV blocks are found again by what they hold."""
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 
 from mist.decoding import Decoding
@@ -97,6 +97,16 @@ class PrefixPool(BlockPool):
             touched = {r.id: r for r in (*decodes.due(step), *decodes.due(step + 1))}
             for request in sorted(touched.values(), key=_admitted):
                 self.grow_member(request, decodes.computed(request) + step)
+
+    def steps_to_hit(self, head: Request, running: Collection[Request], decodes: Decoding, most: int) -> int:
+        whole = (head.known - 1) // self.block_tokens
+        for request in running:
+            computed = decodes.computed(request)
+            filling = computed // self.block_tokens
+            steps = (filling + 1) * self.block_tokens - computed - 1  # before the step that fills it
+            if steps < most and filling < whole and self._key(request, filling) == self._key(head, filling):
+                most = max(steps, 1)
+        return most
 
     def reserve(self, request: Request) -> None:
         tokens, request.computed = request.computed, 0
