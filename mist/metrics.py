@@ -220,10 +220,7 @@ def within(slo: SLO) -> Callable[[Request], bool]:
     }
 
     def good(request: Request) -> bool:
-        for metric, limit in parts.get(request.kind.name, parts[""]):
-            if not metric(request) <= limit:
-                return False
-        return True
+        return all(metric(request) <= limit for metric, limit in parts.get(request.kind.name, parts[""]))
 
     return good
 
