@@ -1,212 +1,22 @@
-"""Pools of clients, and the way of a request through them."""
+"""The way of a request through pools of clients."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal, cast
+from typing import cast
 
 from mist.clients.llm import LLMClient
 from mist.clients.pipeline import PipelineClient, Stages
-from mist.clients.speculative import SpeculativeClient, check_speculation
-from mist.errors import InputError
+from mist.clients.speculative import SpeculativeClient
 from mist.faults import NO_FAULTS, Faults, NoFaults
-from mist.fleet import FIXED, Autoscale, Fleet, Scaler, Scaling, seconds
+from mist.fleet import Autoscale, Fleet, Scaler
 from mist.handover import GLOBAL, Handovers, HandoverSpec
-from mist.hardware import HardwareSpec
 from mist.kernel import Kernel
-from mist.memory.choice import SWAP_SPACE, Preemption, check_memory, make_pool
-from mist.memory.swap import HostMemory
-from mist.model import ModelSpec
+from mist.memory.choice import make_pool
 from mist.network import Link, LinkSpec
-from mist.node import ISOLATED, NodeSpec
-from mist.perf.base import PerfModel, Replica, StepModel
-from mist.perf.engine import EngineProfile
-from mist.perf.footprint import block_bytes, check_layout, kv_blocks
-from mist.perf.power import LINEAR, LinearPower, joules
-from mist.perf.stages import hop_time, stages
-from mist.policy import Router, Scheduler
+from mist.pool import Pool, PoolSpec
 from mist.request import Request, Stage, Visit
 from mist.roles import FIXED_ROLES, Roles, Switcher, SwitchRoles
-from mist.speculation import OFF, DraftedSteps, Speculation, drafting_replica
-from mist.units import Bytes
-
-Role = Literal["both", "prefill", "decode"]
-
-
-@dataclass(frozen=True)
-class PoolSpec:
-    """``replicas`` equal engines, each on ``tp * dp * pp`` devices of its own.
-
-    ``tp`` devices share the layers of a stage, ``pp`` stages share the model; ``dp`` copies of attention share
-    the experts of a mixture, which lie in ``ep`` groups (see Replica). The scheduler's limits are those of a
-    replica, all copies together.
-
-    ``role`` says which stages it serves. ``kv_blocks`` is the engine's own count of KV blocks per replica,
-    as its log prints it, those it keeps for itself included; None computes it from memory. ``prefix_caching``
-    finds full KV blocks again by their content. A preempted request is computed again or, with
-    ``preemption=swap``, waits in ``swap_space`` bytes of host memory per device (None is 4 GiB).
-    """
-
-    model: ModelSpec
-    hardware: HardwareSpec
-    engine: EngineProfile
-    perf: PerfModel
-    scheduler: Scheduler
-    router: Router
-    tp: int = 1
-    replicas: int = 1
-    role: Role = "both"
-    kv_blocks: int | None = None
-    pp: int = 1
-    dp: int = 1
-    ep: int = 1
-    node: NodeSpec = ISOLATED
-    power: LinearPower = LINEAR
-    speculation: Speculation = OFF
-    autoscaler: Scaling = FIXED
-    prefix_caching: bool = False
-    preemption: Preemption = "recompute"
-    swap_space: Bytes | None = None
-
-    def __post_init__(self) -> None:
-        for field in ("tp", "pp", "dp", "ep", "replicas"):
-            if getattr(self, field) < 1:
-                raise InputError(field, getattr(self, field), "must be at least 1")
-        reserved = self.engine.reserved_blocks
-        if self.kv_blocks is not None and self.kv_blocks <= reserved:
-            beside = f" beside the {reserved} that {self.engine.name} keeps for itself" if reserved else ""
-            raise InputError("kv_blocks", self.kv_blocks, f"must be at least 1{beside}")
-        check_memory(self.prefix_caching, self.preemption, self.swap_space, self.role)
-        if self.preemption == "swap" and not self.hardware.host_bandwidth:
-            raise InputError("preemption", "swap", f"{self.hardware.name} has no link to a host")
-        self.autoscaler.check(self.replicas)
-        if self.pp > 1 and (self.prefix_caching or self.preemption == "swap"):
-            raise InputError("pp", self.pp, "prefix caching and swap are not modelled for pipelines", ["1"])
-        if self.preemption == "swap" and (self.dp > 1 or self.speculation.tokens):
-            raise InputError("preemption", "swap", "is not modelled with dp > 1 or with speculation", ["recompute"])
-        check_layout(self.replica)
-        skew = getattr(self.perf, "expert_skew", 0.0)
-        if skew and self.ep == 1:
-            raise InputError("perf.expert_skew", skew, "has no effect with ep = 1")
-        if self.speculation.tokens:
-            for field in ("pp", "dp"):
-                if getattr(self, field) > 1:
-                    why = (
-                        f"speculation ({self.speculation.name}) is modelled on one stage and one copy of attention only"
-                    )
-                    raise InputError(field, getattr(self, field), why, ["1"])
-        check_speculation(self.speculation, self.replica, self.scheduler, self.role != "prefill")
-
-    @property
-    def replica(self) -> Replica:
-        return Replica(self.model, self.hardware, self.tp, self.engine, self.pp, self.dp, self.ep, self.node)
-
-    @property
-    def devices(self) -> int:
-        return self.replica.devices * self.replicas
-
-    def blocks(self) -> int:
-        """KV blocks that requests can use in one replica; Infeasible, with the numbers, where the model does not fit.
-
-        The engine's own, such as the null block of vLLM V1, are taken off.
-        """
-        drafts, model = self.speculation, self.model
-        rows = self.scheduler.max_running * (1 + drafts.tokens)
-        beside = drafts.drafter(model), drafts.weight_bytes(model)
-        computed = kv_blocks(self.replica, self.scheduler.token_budget, rows, *beside)
-        return (computed if self.kv_blocks is None else self.kv_blocks) - self.engine.reserved_blocks
-
-    def host(self) -> HostMemory | None:
-        """Where preempted requests wait; None where they are computed again."""
-        if self.preemption == "recompute":
-            return None
-        size = block_bytes(self.replica)
-        space = SWAP_SPACE if self.swap_space is None else self.swap_space
-        return HostMemory(int(space // size), size, self.replica.devices, self.hardware.host_bandwidth)
-
-    def steptimes(self) -> list[StepModel]:
-        """Step times of one replica's pipeline stages, its drafter's passes included."""
-        targets = [self.perf.of(stage) for stage in stages(self.replica)]
-        if not self.speculation.tokens:
-            return targets
-        (target,) = targets
-        drafter = self.speculation.drafter(self.model)
-        drafting = self.perf.of(drafting_replica(self.replica, drafter)) if drafter is not None else None
-        return [DraftedSteps(target, drafting, self.speculation)]
-
-
-class Pool:
-    """The replicas of a PoolSpec at work."""
-
-    def __init__(self, name: str, spec: PoolSpec) -> None:
-        self.name, self.spec = name, spec
-        self.stages: list[StepModel] = spec.steptimes()
-        efficiency = [getattr(spec.perf, f"{name}_efficiency", 1.0) for name in ("matmul", "bandwidth")]
-        self.loads = [spec.power.of(stage, *efficiency) for stage in stages(spec.replica)]
-        self.blocks = spec.blocks()
-        self.clients: list[LLMClient] = []
-        self.outstanding = [0] * spec.replicas  # unfinished requests by replica
-        self.groups = 1  # of affinity
-        self.turns: defaultdict[int | None, int] = defaultdict(int)  # requests routed, by group
-        self.fleet: Fleet | None = None  # of a pool whose replicas come and go
-        self.members: dict[int, dict[int, Request]] | None = None  # by replica, where one may fail
-
-    def route(self, group: int | None = None) -> int | None:
-        """The replica the next request goes to, of its affinity group if one is given; None while none is up."""
-        among, outstanding = None, self.outstanding
-        if self.fleet is not None or group is not None:
-            up = self.fleet.up if self.fleet is not None else range(len(self.clients))
-            among = [index for index in up if group is None or index % self.groups == group]
-            outstanding = [outstanding[index] for index in among]
-        if not outstanding:
-            return None
-        index = self.spec.router.choose(self.turns[group], outstanding)
-        index = index if among is None else among[index]
-        self.turns[group] += 1
-        self.outstanding[index] += 1
-        return index
-
-    def join(self, request: Request, index: int) -> None:
-        request.replica = index
-        if self.members is not None:
-            self.members[index][request.id] = request
-
-    def leave(self, request: Request) -> None:
-        self.outstanding[request.replica] -= 1
-        if self.members is not None:
-            del self.members[request.replica][request.id]
-
-    def settle(self, index: int) -> None:
-        """Something may have left this replica for good."""
-        if self.fleet is not None:
-            self.fleet.settle(index)
-
-    @property
-    def everybody(self) -> list[LLMClient]:
-        """Every client there has been."""
-        return self.clients if self.fleet is None else self.fleet.everybody()
-
-    def hop_time(self, tokens: int, stage: int) -> float:
-        """Seconds to send the activations of ``tokens`` from a pipeline stage to the next."""
-        return hop_time(self.spec.replica, tokens, stage, getattr(self.spec.perf, "link_efficiency", 1.0))
-
-    def joules(self, now: float) -> float:
-        """Energy drawn so far."""
-        hardware, devices = self.spec.hardware, self.spec.replica.devices
-        rented = now * len(self.clients) if self.fleet is None else seconds(self.fleet.history(now))
-        stepping = sum(joules(hardware, devices, 0.0, client.load, client.busy) for client in self.everybody)
-        return joules(hardware, devices, rented, 0.0, 0.0) + stepping
-
-    def refusal(self, request: Request) -> str:
-        """Why this pool can never serve the request; empty if it can."""
-        model, tokens = self.spec.model, request.input + request.output
-        if tokens > model.context:
-            return f"{tokens} tokens, {model.name} takes {model.context}"
-        held = request.input + 1 if self.spec.role == "prefill" else tokens  # prefill hands over after one token
-        need = -(-(held + self.spec.speculation.tokens) // self.spec.engine.block_tokens)
-        most = self.blocks // self.spec.dp  # a request lives in one copy
-        return f"needs {need} KV blocks, a replica of {self.name} has {most}" if need > most else ""
 
 
 class Cluster:
@@ -413,20 +223,3 @@ class Cluster:
         if self.faults.requests == "restart":
             request.known, request.left, request.first_token = request.input, request.output, -1.0
         self.kernel.route(self._enter, request)
-
-
-def check_pools(pools: Mapping[str, PoolSpec], link: LinkSpec | None) -> None:
-    """Raises InputError unless the pools' roles make one way from prompt to last token."""
-    roles = sorted(spec.role for spec in pools.values())
-    if roles not in (["both"], ["decode", "prefill"]):
-        raise InputError("pools", roles, "roles must be one both, or one prefill and one decode")
-    if len(pools) == 1:
-        if link is not None:
-            raise InputError("link", link.name, "a single pool hands nothing over: a link has no effect")
-        return
-    if link is None:
-        raise InputError("link", "(nothing)", "prefill and decode pools need a link between them")
-    by_role = {spec.role: (name, spec) for name, spec in pools.items()}
-    (_, source), (name, sink) = by_role["prefill"], by_role["decode"]
-    if source.model != sink.model:
-        raise InputError(f"pools.{name}.model", sink.model.name, f"cannot decode the KV cache of {source.model.name}")

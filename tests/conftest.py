@@ -18,14 +18,15 @@ from hypothesis import HealthCheck, settings
 
 from mist.build import build
 from mist.clients import llm
-from mist.cluster import Cluster, PoolSpec
+from mist.cluster import Cluster
 from mist.kernel import Kernel
 from mist.model import ModelSpec
 from mist.network import LinkSpec
 from mist.perf.base import PerfModel, Replica, StepModel, StepShape, Stretch
+from mist.pool import PoolSpec
 from mist.price import PriceList
 from mist.request import UNCLASSED, Content, Request, RequestClass
-from mist.simulate import Scenario, Window
+from mist.scenario import Scenario, Window
 from mist.slo import SLO
 from mist.workload.traffic import Traffic
 
@@ -211,22 +212,13 @@ def _scenario(pools: PoolSpec | Mapping[str, PoolSpec], workload: Drawn | None =
 
 
 class Watched(Kernel):
-    """A kernel that remembers every instant something was put off to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.instants: set[float] = set()
-
-    def at(self, time: float, *call: Any, **rank: Any) -> None:
-        self.instants.add(time)
-        super().at(time, *call, **rank)
+    """A kernel that can be stopped at every instant at which something happens."""
 
     def each_instant(self, until: float = inf) -> Iterator[float]:
         """Run from one to the next, stopping at each."""
-        while self.instants and (now := min(self.instants)) <= until:
-            self.run(until=now)
-            self.instants.discard(now)
-            yield now
+        while self._facts and self._facts[0][0] <= until:
+            self.run(until=self._facts[0][0])
+            yield self.now
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from mist.errors import DeadlineExceeded, ImpossibleLayout, InputError, Unmeetab
 from mist.metrics import Doomed, Result
 from mist.perf.base import StepShape
 from mist.request import Request
-from mist.simulate import Scenario, Stop, refuse_unmeetable, serve
+from mist.scenario import Scenario
+from mist.simulate import Stop, refuse_unmeetable, serve
 from mist.workload.traffic import Traffic
 
 PRECISION = 1.02  # lowest rate known to fail over highest known to hold

@@ -13,7 +13,7 @@ import numpy as np
 import mist
 from mist.build import build, plain
 from mist.errors import StaleRun, as_typed
-from mist.simulate import Scenario
+from mist.scenario import Scenario
 
 
 def digest(value: object) -> str:

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mist.build import build
-from mist.cluster import PoolSpec
 from mist.errors import InputError
 from mist.fleet import Autoscale, Span, mean_replicas, seconds
+from mist.pool import PoolSpec
 from mist.simulate import serve
 from mist.slo import SLO
 from mist.workload.traffic import Traffic

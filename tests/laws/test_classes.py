@@ -10,7 +10,8 @@ from mist.compose import compose
 from mist.errors import InputError
 from mist.metrics import METRICS, Doomed, percentile, within
 from mist.request import RequestClass
-from mist.simulate import Scenario, serve, simulate
+from mist.scenario import Scenario
+from mist.simulate import serve, simulate
 from mist.slo import SLO
 from mist.workload.arrivals import Poisson
 from mist.workload.lengths import Fixed, Uniform

@@ -10,7 +10,8 @@ import pytest
 from mist.metrics import METRICS, Doomed, percentile, unstable
 from mist.price import PriceList
 from mist.request import Request
-from mist.simulate import Scenario, Window, serve
+from mist.scenario import Scenario, Window
+from mist.simulate import serve
 from mist.slo import SLO
 from mist.workload.traffic import Traffic
 

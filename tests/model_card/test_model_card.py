@@ -11,7 +11,7 @@ from mist.compose import compose
 from mist.errors import InputError
 from mist.model import ModelSpec
 from mist.model_card import read
-from mist.simulate import Scenario
+from mist.scenario import Scenario
 
 CARDS = sorted(Path(__file__).parent.glob("*.json"))
 LLAMA = json.loads((Path(__file__).parent / "llama-3.1-8b.json").read_text())

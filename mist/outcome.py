@@ -1,0 +1,212 @@
+"""What a run comes to: timestamps of requests and state of pools -> Result."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from mist import __version__
+from mist.clients.speculative import SpeculativeClient
+from mist.cluster import Cluster
+from mist.fleet import mean_replicas, paid, seconds
+from mist.memory.choice import prefix_use, swap_use
+from mist.metrics import (
+    METRICS,
+    Check,
+    ClassReport,
+    Counts,
+    FleetReport,
+    PoolReport,
+    Result,
+    SpeculationReport,
+    Verdict,
+    WindowReport,
+    latency,
+    measured,
+    percentile,
+    split,
+    tail_notes,
+    unstable,
+    window_notes,
+    within,
+)
+from mist.policy import Scheduler
+from mist.pool import Pool
+from mist.request import Request
+from mist.scenario import Scenario
+from mist.slo import SLO
+
+
+class Observed(NamedTuple):
+    """The part of a run that is measured: ``cycle`` requests after the first ``warm``, and what frames them."""
+
+    start: float
+    end: float  # earlier than the cycle's end if the run was stopped
+    warm: int
+    cycle: int
+    backlog_start: int
+    backlog_end: int
+    joules: float
+
+
+def outcome(  # noqa: PLR0917
+    scenario: Scenario,
+    cluster: Cluster,
+    requests: Sequence[Request],
+    rate: float,
+    window: Observed,
+    classes: Sequence[str],
+) -> Result:
+    slo, kernel = scenario.slo, cluster.kernel
+    cohort = requests[window.warm : window.warm + window.cycle]
+    values = {name: measured(name, cohort) for name in METRICS}
+    figures = {name: latency(column) for name, column in values.items()}
+    checks = _checks(slo, cohort, values)
+    good = within(slo)
+    length = window.end - window.start
+    done = [r for r in requests if window.start < r.finished <= window.end]
+    in_slo = [r for r in done if good(r)]
+    verdict, reason = _verdict(window, checks)
+    goodput = sum(r.output for r in in_slo) / length
+    pools = {name: _pool(scenario, pool, kernel.now, window) for name, pool in cluster.pools.items()}
+    dollars = sum(pool.dollars_per_hour for pool in pools.values())
+    tokens = sum(r.output for r in done)
+    notes = window_notes(slo, len(cohort), length, max(window.start, 0.0), figures["e2e"])
+    for name, (own, members) in split(slo, cohort).items():
+        notes.extend(f"class {name}: {note}" for note in tail_notes(own, len(members)) if name)
+    if len(cohort) < window.cycle:
+        notes.append("the run was stopped early")
+    return Result(
+        verdict=verdict,
+        reason=reason,
+        rate=rate,
+        seed=scenario.seed,
+        version=__version__,
+        counts=_counts(requests),
+        window=WindowReport(
+            window.start, window.end, _counts(cohort), window.backlog_start, window.backlog_end, not notes, tuple(notes)
+        ),
+        latency=figures,
+        slo=checks,
+        attainment=sum(map(good, cohort)) / max(len(cohort), 1),
+        requests_per_second=len(done) / length,
+        output_tokens_per_second=sum(r.output for r in done) / length,
+        goodput_tokens_per_second=goodput,
+        dollars_per_hour=dollars,
+        tokens_per_dollar=goodput / (dollars / 3600) if verdict == "ok" and dollars else 0.0,
+        watts=window.joules / length,
+        joules_per_token=window.joules / tokens if tokens else None,
+        tokens_per_joule=tokens / window.joules if window.joules else 0.0,
+        pools=pools,
+        refusal=next((r.refused for r in requests if r.refused), ""),
+        requests=tuple(requests),
+        classes={name: _class(slo, name, cohort, done, length) for name in classes} or None,
+    )
+
+
+def _checks(slo: SLO, cohort: Sequence[Request], values: Mapping[str, list[float]]) -> dict[str, Check]:
+    """Every limit by its address below ``slo``."""
+    checks = {}
+    for part, (own, members) in split(slo, cohort).items():
+        for limit in own:
+            column = values[limit.metric] if members is cohort else [METRICS[limit.metric](r) for r in members]
+            observed = percentile(column, limit.percentile)
+            name = f"classes.{part}.{limit.name}" if part else limit.name
+            checks[name] = Check(limit.limit, observed, observed <= limit.limit)
+    return checks
+
+
+def _class(slo: SLO, name: str, cohort: Sequence[Request], done: Sequence[Request], length: float) -> ClassReport:
+    members, good = [r for r in cohort if r.kind.name == name], within(slo)
+    return ClassReport(
+        requests=_counts(members),
+        latency={metric: latency([value(r) for r in members]) for metric, value in METRICS.items()},
+        attainment=sum(map(good, members)) / max(len(members), 1),
+        goodput_tokens_per_second=sum(r.output for r in done if r.kind.name == name and good(r)) / length,
+    )
+
+
+def _verdict(window: Observed, checks: Mapping[str, Check]) -> tuple[Verdict, str]:
+    if unstable(window.cycle, window.backlog_start, window.backlog_end):
+        grown = f"{window.backlog_start} to {window.backlog_end} requests"
+        return "unstable", f"the backlog grew from {grown} over the window's {window.cycle} arrivals"
+    missed = [f"{name} {check.observed:.3g} s > {check.limit:.3g} s" for name, check in checks.items() if not check.met]
+    return ("slo_missed", ", ".join(missed)) if missed else ("ok", "")
+
+
+def _counts(requests: Sequence[Request]) -> Counts:
+    completed = sum(1 for r in requests if r.finished >= 0)
+    refused = sum(1 for r in requests if r.refused)
+    lost = sum(1 for r in requests if r.lost)
+    return Counts(len(requests), completed, len(requests) - completed - refused - lost, refused, lost)
+
+
+def _pool(scenario: Scenario, pool: Pool, elapsed: float, window: Observed) -> PoolReport:
+    spec, clients, drawn = pool.spec, pool.everybody, pool.joules(elapsed)
+    degrees = {"tp": spec.tp, "pp": spec.pp, "dp": spec.dp, "ep": spec.ep}
+    fleet = _fleet(pool, window)
+    replicas = spec.replicas if fleet is None else fleet.mean_replicas
+    up_seconds = spec.replicas * elapsed if fleet is None else fleet.up_seconds
+    return PoolReport(
+        model=spec.model.name,
+        hardware=spec.hardware.name,
+        role=spec.role,
+        tp=spec.tp,
+        replicas=spec.replicas,
+        devices=spec.devices,
+        perf=type(spec.perf).__name__.lower(),
+        engine=f"{spec.engine.name} {spec.engine.version}",
+        kv_blocks=pool.blocks,
+        kv_tokens=pool.blocks * spec.engine.block_tokens,
+        kv_peak=max(client.kv.peak for client in clients) / pool.blocks,
+        utilization=sum(client.busy for client in clients) / up_seconds if up_seconds else 0.0,
+        preemptions=sum(client.preemptions for client in clients),
+        steps=sum(client.steps for client in clients),
+        dollars_per_hour=spec.replica.devices * replicas * scenario.price.of(spec.hardware.name),
+        scheduler=_named(spec.scheduler),
+        layout=" x ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1),
+        node=spec.node.name,
+        joules=drawn,
+        watts=drawn / (spec.devices * elapsed),
+        speculation=_speculation(pool),
+        fleet=fleet,
+        prefix=prefix_use([client.kv for client in clients]),
+        swap=swap_use([client.kv for client in clients]),
+    )
+
+
+def _fleet(pool: Pool, window: Observed) -> FleetReport | None:
+    if pool.fleet is None:
+        return None
+    spans = pool.fleet.history()
+    lasting = pool.fleet.history(max(pool.fleet.kernel.now, window.end))
+    up, failed = seconds(spans, "up", "draining"), seconds(spans, "failed")
+    counts = [count for _, count in paid(lasting)][:-1]  # the last is when the run ends
+    return FleetReport(
+        replica_seconds=seconds(spans),
+        up_seconds=up,
+        mean_replicas=mean_replicas(lasting, window.start, window.end),
+        fewest=min(counts),
+        most=max(counts),
+        failures=pool.fleet.failures,
+        availability=up / (up + failed) if up + failed else 1.0,
+        joined=pool.fleet.joined,
+    )
+
+
+def _speculation(pool: Pool) -> SpeculationReport | None:
+    drafts = pool.spec.speculation
+    if not drafts.tokens:
+        return None
+    counts = [client.acceptance for client in pool.clients if isinstance(client, SpeculativeClient)]
+    verifications, drafted, accepted = (
+        sum(getattr(count, name) for count in counts) for name in ("verifications", "drafted", "accepted")
+    )
+    return SpeculationReport(
+        drafts.name, drafts.tokens, drafted, accepted, accepted / max(drafted, 1), 1 + accepted / max(verifications, 1)
+    )
+
+
+def _named(scheduler: Scheduler) -> str:
+    """A policy is known by its file, and by the order of its line where that is an option."""
+    name = type(scheduler).__module__.rpartition(".")[2]
+    order = getattr(scheduler, "policy", "fcfs")
+    return name if order == "fcfs" else f"{name} {order}"

@@ -1,0 +1,107 @@
+"""Everything a simulation depends on, checked as a whole."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from mist.autoscalers.slo_attainment import SloAttainment
+from mist.errors import InputError
+from mist.faults import NO_FAULTS, Faults, NoFaults, check_faults
+from mist.fleet import Autoscale, Fixed
+from mist.handover import GLOBAL, HandoverSpec, check_handover
+from mist.network import LinkSpec
+from mist.pool import PoolSpec, check_pools
+from mist.price import PriceList
+from mist.roles import FIXED_ROLES, FixedRoles, Roles
+from mist.slo import SLO
+from mist.workload.traffic import Workload, class_names, class_priorities
+
+
+@dataclass(frozen=True)
+class Window:
+    """What is measured: one cycle of the traffic, after ``warmup`` of a cycle.
+
+    Arrivals go on until the last request of the window has ended, for at most ``patience`` cycles more.
+    """
+
+    warmup: float = 0.05
+    patience: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field in ("warmup", "patience"):
+            if getattr(self, field) < 0:
+                raise InputError(field, getattr(self, field), "must not be negative")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Everything a simulation depends on."""
+
+    pools: Mapping[str, PoolSpec]
+    workload: Workload
+    slo: SLO
+    price: PriceList
+    link: LinkSpec | None = None
+    window: Window = Window()
+    seed: int = 0
+    handover: HandoverSpec = GLOBAL
+    faults: Faults = NO_FAULTS
+    roles: Roles = FIXED_ROLES
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise InputError("seed", self.seed, "must not be negative")
+        check_pools(self.pools, self.link)
+        self._check_dynamics()
+        try:
+            self.slo.check_classes(class_names(self.workload))
+        except InputError as error:
+            raise InputError(f"slo.{error.field}", error.value, error.why, error.choices) from None
+        priorities = class_priorities(self.workload)
+        for name, spec in self.pools.items():
+            if getattr(spec.scheduler, "policy", "") == "priority" and len(priorities) < 2:
+                why = "has no effect: all requests of this workload have one priority (workload=two_class has two)"
+                raise InputError(f"pools.{name}.scheduler.policy", "priority", why)
+
+    def _check_dynamics(self) -> None:
+        moving = not isinstance(self.roles, FixedRoles) or not isinstance(self.faults, NoFaults)
+        for name, spec in self.pools.items():
+            coming = moving or not isinstance(spec.autoscaler, Fixed) or self.handover.layerwise
+            if spec.pp > 1 and coming:
+                why = "autoscaling, faults, role switching and layer-wise hand-over are not modelled for pipelines"
+                raise InputError(f"pools.{name}.pp", spec.pp, why, ["1"])
+        replicas = {name: spec.replicas for name, spec in self.pools.items()}
+        scaled = any(isinstance(spec.autoscaler, Autoscale) for spec in self.pools.values())
+        switching = not isinstance(self.roles, FixedRoles)
+        alike = len({(spec.hardware.name, spec.tp) for spec in self.pools.values()}) == 1 and not scaled
+        fixed = {n: r for n, r in replicas.items() if isinstance(self.pools[n].autoscaler, Fixed) and not switching}
+        for name, spec in self.pools.items():
+            scaling = spec.autoscaler
+            if isinstance(scaling, Autoscale) and isinstance(scaling.policy, SloAttainment) and not list(self.slo):
+                why = "without a limit in slo every request is within it: no effect"
+                raise InputError(f"pools.{name}.autoscaler", "slo_attainment", why)
+        with at("roles"):
+            self.roles.check(alike, replicas)
+        with at("handover"):
+            check_handover(self.handover, replicas, not scaled and not switching)
+        with at("faults"):
+            check_faults(self.faults, fixed, replicas)
+
+    @property
+    def rate(self) -> float:
+        """Offered requests per second."""
+        return self.workload.own_rate() if self.workload.rate is None else self.workload.rate
+
+    @property
+    def dollars_per_hour(self) -> float:
+        return sum(spec.devices * self.price.of(spec.hardware.name) for spec in self.pools.values())
+
+
+@contextmanager
+def at(place: str) -> Iterator[None]:
+    """What is wrong in here is wrong with an option of ``place``."""
+    try:
+        yield
+    except InputError as error:
+        whole = ".".join(part for part in (place, error.field) if part)
+        raise type(error)(whole, error.value, error.why, error.choices) from None
