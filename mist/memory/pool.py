@@ -44,10 +44,9 @@ class BlockPool:
 
     def extend(self, decodes: Decoding, ahead: int, steps: int) -> None:
         """Blocks for ``steps`` more tokens of every member, from ``ahead`` steps hence."""
-        if steps == 1:
-            self._take(len(decodes.due(ahead)))
-        elif steps:
-            self._take(decodes.blocks_for(steps, ahead))
+        blocks = len(decodes.due(ahead)) if steps == 1 else decodes.blocks_for(steps, ahead)
+        if blocks:
+            self._take(blocks)
 
     def reserve(self, request: Request) -> None:
         """Blocks for a request whose cache comes from elsewhere."""
