@@ -220,7 +220,10 @@ def within(slo: SLO) -> Callable[[Request], bool]:
     }
 
     def good(request: Request) -> bool:
-        return all(metric(request) <= limit for metric, limit in parts.get(request.kind.name, parts[""]))
+        for metric, limit in parts.get(request.kind.name, parts[""]):  # noqa: SIM110 - half the time of a generator
+            if not metric(request) <= limit:
+                return False
+        return True
 
     return good
 

@@ -45,10 +45,9 @@ class BlockPool:
 
     def extend(self, decodes: Decoding, ahead: int, steps: int) -> None:
         """Blocks for ``steps`` more tokens of every member, from ``ahead`` steps hence."""
-        if steps == 1:
-            self._take(len(decodes.due(ahead)))
-        elif steps:
-            self._take(decodes.blocks_for(steps, ahead))
+        blocks = len(decodes.due(ahead)) if steps == 1 else decodes.blocks_for(steps, ahead)
+        if blocks:
+            self._take(blocks)
 
     def steps_to_hit(self, head: Request, running: Collection[Request], decodes: Decoding, most: int) -> int:  # noqa: ARG002
         """Decode-only steps, at least 1, at most ``most``, before the cache may hold more of a waiting request."""

@@ -1,5 +1,6 @@
 """How long a step takes: the few integers in which a batch meets the hardware."""
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from mist.hardware import HardwareSpec
@@ -23,6 +24,18 @@ class StepShape(NamedTuple):
     @property
     def requests(self) -> int:
         return self.decodes + len(self.chunks)
+
+
+class Table(dict[int, float]):
+    """A function of a count, computed where it is first looked up."""
+
+    def __init__(self, function: Callable[[int], float]) -> None:
+        super().__init__()
+        self._function = function
+
+    def __missing__(self, count: int) -> float:
+        value = self[count] = self._function(count)
+        return value
 
 
 class Stretch(NamedTuple):

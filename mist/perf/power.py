@@ -6,7 +6,7 @@ from typing import NamedTuple
 from mist.errors import InputError
 from mist.hardware import HardwareSpec
 from mist.model import BYTES_PER_ELEMENT
-from mist.perf.base import Replica, StepShape
+from mist.perf.base import Replica, StepShape, Table
 from mist.perf.experts import busiest_load, touched
 
 
@@ -58,7 +58,7 @@ class Load:
         cached = width * BYTES_PER_ELEMENT[model.kv_dtype] / group * self._byte
         layers = [(model.layers - model.window_layers, 0), (model.window_layers, model.window)]
         self._attention = [_Attention(window, n * pair, n * cached) for n, window in layers if n]
-        self._linear: dict[int, float] = {}
+        self._linear = Table(self._tokens)
 
     def step(self, shape: StepShape) -> float:
         """Of one step."""
@@ -67,18 +67,16 @@ class Load:
         busy = self._step + (tokens + len(chunks)) * self._row
         for chunk, past in chunks:
             tokens += chunk
-            seen, pairs = past + chunk, chunk * past + chunk * (chunk + 1) / 2
             for window, pair, cached in self._attention:
+                seen, pairs = past + chunk, chunk * past + chunk * (chunk + 1) / 2
                 if window:
-                    seen_, pairs_ = min(seen, chunk + window), min(pairs, float(chunk * window))
-                    busy += pairs_ * pair + seen_ * cached
-                else:
-                    busy += pairs * pair + seen * cached
-        return busy + self._tokens(tokens) + (self._decodes(decodes, context, 1) if decodes else 0.0)
+                    seen, pairs = min(seen, chunk + window), min(pairs, float(chunk * window))
+                busy += pairs * pair + seen * cached
+        return busy + self._linear[tokens] + (self._decodes(decodes, context, 1) if decodes else 0.0)
 
     def stretch(self, decodes: int, context: int, steps: int) -> float:
         """Of ``steps`` decode-only steps from here."""
-        each = self._step + decodes * self._row + self._tokens(decodes)
+        each = self._step + decodes * self._row + self._linear[decodes]
         return steps * each + self._decodes(decodes, context, steps)
 
     def _decodes(self, decodes: int, context: int, steps: int) -> float:
@@ -94,12 +92,6 @@ class Load:
         return busy
 
     def _tokens(self, tokens: int) -> float:
-        busy = self._linear.get(tokens)
-        if busy is None:
-            busy = self._linear[tokens] = self._count(tokens)
-        return busy
-
-    def _count(self, tokens: int) -> float:
         """Everything that sees tokens one by one, on an average device of the group."""
         model, hardware = self._replica.model, self._replica.hardware
         tp, group = self._replica.tp, self._replica.group

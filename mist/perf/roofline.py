@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mist.errors import InputError
 from mist.model import BYTES_PER_ELEMENT, ModelSpec
-from mist.perf.base import Replica, StepShape, Stretch
+from mist.perf.base import Replica, StepShape, Stretch, Table
 from mist.perf.collective import allreduce, exchange, fabric
 from mist.perf.experts import busiest_load, destinations, touched
 
@@ -56,9 +56,9 @@ class RooflineSteps:
         wide = self._weight >= ACTIVATION  # the head stays in 16 bits when the layers are quantised
         self._head_weight = self._weight if wide else ACTIVATION
         self._head_matmul = hardware.peak(model.weight_dtype if wide else "bf16") * efficiency.matmul_efficiency
-        self._linear: dict[int, float] = {}
+        self._linear = Table(self._linear_time)
         self._spread_linear: dict[tuple[int, int], float] = {}
-        self._head: dict[int, float] = {}
+        self._head = Table(self._head_time)
         self._attention_kinds = tuple(self._attention_kind(efficiency, *kind) for kind in _layer_kinds(model))
 
     def _attention_kind(self, efficiency: Roofline, layers: int, window: int) -> "_Attention":
@@ -93,10 +93,10 @@ class RooflineSteps:
             time += engine.mixed_overhead
         if drafted:
             time += self._verification(decodes, context, drafted)
-            return time + self._linear_time(tokens + drafted) + self._rows_time(requests, drafted)
+            return time + self._linear[tokens + drafted] + self._rows_time(requests, drafted)
         if decodes:
             time += self._decode_attention(decodes, context)
-        return time + self._linear_time(tokens) + self._head_time(requests) + engine.step_overhead
+        return time + self._linear[tokens] + self._head[requests] + engine.step_overhead
 
     def _spread_time(self, shape: StepShape) -> float:
         """Requests are spread over ``dp`` copies of attention; the busiest keeps the others waiting."""
@@ -112,7 +112,7 @@ class RooflineSteps:
         if linear is None:
             linear = self._spread_linear[key] = self._count_linear(*key)
         engine = self._engine
-        time += max(busy for _, busy in ranks) + linear + self._head_time(-(-shape.requests // self._dp))
+        time += max(busy for _, busy in ranks) + linear + self._head[-(-shape.requests // self._dp)]
         return time + engine.step_overhead + (engine.mixed_overhead if shape.chunks else 0.0)
 
     def _share(self, decodes: int, context: float) -> tuple[int, float]:
@@ -126,7 +126,7 @@ class RooflineSteps:
             first = self._spread_time(StepShape(decodes, context))
             decodes, cached = self._share(decodes, context)
         else:
-            first = self._decode_attention(decodes, context) + self._linear_time(decodes) + self._head_time(decodes)
+            first = self._decode_attention(decodes, context) + self._linear[decodes] + self._head[decodes]
             first += self._engine.step_overhead
         for kind in self._attention_kinds:
             full = decodes * kind.window if kind.window else inf  # from there on every window is full
@@ -139,10 +139,7 @@ class RooflineSteps:
 
     def _linear_time(self, tokens: int) -> float:
         """Everything that sees tokens one by one: projections, MLP or experts, norms, collectives."""
-        time = self._linear.get(tokens)
-        if time is None:
-            time = self._linear[tokens] = self._count_linear(tokens, tokens)
-        return time
+        return self._count_linear(tokens, tokens)
 
     def _count_linear(self, tokens: int, local: int) -> float:
         """``tokens`` in the experts, of which ``local`` pass the busiest copy of the rest."""
@@ -193,14 +190,10 @@ class RooflineSteps:
         return 2 * exchange(self._links, own * row * reach * load, group) + gather
 
     def _head_time(self, requests: int) -> float:
-        time = self._head.get(requests)
-        if time is None:
-            model = self._model
-            weights = model.embedding_parameters / self._tp if model.kind == "decoder" else 0.0
-            time = self._time(2 * requests * weights / self._head_matmul, weights * self._head_weight)
-            time += requests * self._engine.request_overhead
-            self._head[requests] = time
-        return time
+        """The language head and what the engine does for each request."""
+        weights = self._model.embedding_parameters / self._tp if self._model.kind == "decoder" else 0.0
+        time = self._time(2 * requests * weights / self._head_matmul, weights * self._head_weight)
+        return time + requests * self._engine.request_overhead
 
     def _weights_time(self, tokens: int, weights: float) -> float:
         """A layer's matrices with ``weights`` elements in all, over ``tokens`` rows of activations."""
@@ -240,7 +233,7 @@ class RooflineSteps:
 
     def _rows_time(self, requests: int, drafted: int) -> float:
         """The language head over drafted tokens too, and the engine's overheads, which they do not add to."""
-        head = self._head_time(requests + drafted) - drafted * self._engine.request_overhead
+        head = self._head[requests + drafted] - drafted * self._engine.request_overhead
         return head + self._engine.step_overhead
 
 

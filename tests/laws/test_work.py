@@ -1,5 +1,13 @@
 """How much the engine does for a fixed case: counts, which no machine changes, not times."""
 
+import gc
+from dataclasses import dataclass, replace
+
+import pytest
+
+from mist.errors import DeadlineExceeded
+from mist.simulate import serve
+
 
 def work(run):
     return {
@@ -47,3 +55,46 @@ def test_the_work_of_a_busy_engine_is_what_it_was(make_pool, drive, linear):
     pool = make_pool(perf=linear(0.005, 1e-5, 1e-8), limits={"token_budget": 512, "max_running": 64})
     counts = work(drive(pool, load))
     assert counts == {"events": 3809, "steps": 5203, "leaps": 713}
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """A router that sends request number i where it is told."""
+
+    owners: tuple[int, ...]
+
+    def choose(self, turn: int, outstanding: object) -> int:
+        return self.owners[turn]
+
+
+def test_replicas_do_together_exactly_the_work_that_each_does_alone(make_pool, drive, poisson, linear):
+    pool = make_pool(perf=linear(0.005, 1e-5, 1e-8), limits={"token_budget": 512, "max_running": 16})
+    streams = [poisson(seed, 60, 3.0, (50, 900), (1, 200)) for seed in range(8)]
+    alone = [work(drive(pool, stream)) for stream in streams]
+    load = sorted((*request, owner) for owner, stream in enumerate(streams) for request in stream)
+    together = replace(pool, replicas=8, router=Assigned(tuple(owner for *_, owner in load)))
+    counts = work(drive(together, [request[:3] for request in load]))
+    assert counts == {name: sum(each[name] for each in alone) for name in counts}
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_run_leaves_the_garbage_collector_as_it_was(enabled, make_scenario, make_pool, drawn):
+    scenario = make_scenario(make_pool(), drawn(n=20))
+    traffic, seen = scenario.workload.traffic(0), []
+
+    def stop(_requests, now):
+        seen.append(gc.isenabled())
+        if now > traffic.times[-1] / 2:
+            raise DeadlineExceeded("enough")
+        return False
+
+    was = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with pytest.raises(DeadlineExceeded):
+            serve(scenario, traffic, 1.0, stop)
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if was else gc.disable)()
+    assert seen
+    assert not any(seen)
