@@ -104,7 +104,7 @@ class Bounded(Kernel):
 @st.composite
 def mixes(draw: st.DrawFn) -> Mix:
     disaggregated = draw(st.booleans())
-    blocks = draw(st.sampled_from([8, 12, 20, 40, 10_000]))
+    blocks = draw(st.sampled_from([8, 12, 20, 20, 30, 10_000]))
     load = draw(loads())
     faults = draw(drawn_faults()) if draw(st.sampled_from([False, False, True])) else NO_FAULTS
     scaled = draw(st.sampled_from([False, False, True]))
@@ -122,7 +122,7 @@ def mixes(draw: st.DrawFn) -> Mix:
 def loads(draw: st.DrawFn) -> list[Any]:
     longest = draw(st.sampled_from([4, 15, 30]))
     shared = draw(st.sampled_from([0, 6, 12, 24, 48]))
-    rate = draw(st.sampled_from([2.0, 50.0, 500.0, 1e5]))
+    rate = draw(st.sampled_from([2.0, 50.0, 500.0, 2000.0, 1e5]))
     n, seed = draw(st.sampled_from([1, 5, 16, 16])), draw(st.integers(0, 2**32 - 1))
     random = np.random.default_rng(seed)  # not drawn one by one: a case would take ten times as long
     load = []
