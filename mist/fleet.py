@@ -5,6 +5,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from math import fsum
 from typing import NamedTuple, Protocol
 
 from mist.clients.llm import LLMClient
@@ -260,7 +261,7 @@ class Scaler:
     def _view(self) -> PoolView:
         fleet, now = self.fleet, self.kernel.now
         live = [fleet.clients[index] for index in fleet.up]
-        busy, before, looked = sum(c.busy_by_now for c in fleet.everybody()), self._busy, self._looked
+        busy, before, looked = fsum(c.busy_by_now for c in fleet.everybody()), self._busy, self._looked
         attainment = self.good / self.ended if self.ended else None
         self._busy, self._looked, self.ended, self.good = busy, now, 0, 0
         return PoolView(

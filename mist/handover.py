@@ -112,7 +112,7 @@ class Handovers:
         now, move = self.kernel.now, self.moves.get(request.id)
         if request.queued < now:  # recomputed after a failure: its first token came earlier
             request.visits.append(Visit(Stage.PREFILL, client.name, request.queued, request.started, now))
-            request.queued = now
+            request.queued = request.started = now
         if move is None:
             move = self._begin(request, client)
         move.held = client.kv.detach(request)
@@ -166,7 +166,7 @@ class Handovers:
         del self.moves[request.id]
         started = max(move.started, request.queued)
         request.visits.append(Visit(Stage.HANDOVER, self.link.spec.name, request.queued, started, now))
-        request.queued = now
+        request.queued, request.started = now, -1.0
         move.source.give_back(move.held)
         if move.claim is not request:
             request.blocks, request.table = move.claim.blocks, move.claim.table

@@ -21,7 +21,7 @@ class LLMClient:
     A run of decode-only steps in which nothing can change (nobody leaves, memory lasts, the line stands
     still) is leapt over in one event; an arrival cuts the leap at the end of the step it falls into.
     ``finished`` is called after a request's last token, ``prefilled``, on a client that decodes nothing,
-    after its first. ``watch`` sees every step or leap as it begins.
+    after its first. ``watch`` sees every step or leap as it begins, and preemptions that leave nothing to step.
     """
 
     def __init__(
@@ -232,6 +232,8 @@ class LLMClient:
         elif self._decode and self.decodes.count:
             self._run_decodes()
         elif self.preempted:
+            if self.watch is not None:
+                self.watch(self, 0.0)
             self.kernel.decide(self._launch)  # they may come back at once
         else:
             self._awake = False

@@ -105,7 +105,7 @@ class Bounded(Kernel):
 @st.composite
 def mixes(draw: st.DrawFn) -> Mix:
     disaggregated = draw(st.booleans())
-    blocks = draw(st.sampled_from([8, 12, 20, 40, 10_000]))
+    blocks = draw(st.sampled_from([8, 12, 20, 20, 30, 10_000]))
     load = draw(loads())
     faults = draw(drawn_faults()) if draw(st.sampled_from([False, False, True])) else NO_FAULTS
     scaled = draw(st.sampled_from([False, False, True]))
@@ -122,14 +122,14 @@ def mixes(draw: st.DrawFn) -> Mix:
 @st.composite
 def loads(draw: st.DrawFn) -> list[Any]:
     longest = draw(st.sampled_from([4, 15, 30]))
-    shared = draw(st.sampled_from([0, 6, 12, 24, 48]))
-    rate = draw(st.sampled_from([2.0, 50.0, 500.0, 1e5]))
+    shared, groups = draw(st.sampled_from([0, 6, 12, 24, 48])), draw(st.sampled_from([1, 3]))
+    rate = draw(st.sampled_from([2.0, 50.0, 500.0, 2000.0, 1e5]))
     n, seed = draw(st.sampled_from([1, 5, 16, 16])), draw(st.integers(0, 2**32 - 1))
     random = np.random.default_rng(seed)  # not drawn one by one: a case would take ten times as long
     load = []
     for id_, time in enumerate(np.cumsum(random.exponential(1 / rate, n)).tolist()):
         input_, output, kind, group = (
-            int(random.integers(low, high)) for low, high in ((1, longest + 1), (1, 31), (0, 3), (0, 3))
+            int(random.integers(low, high)) for low, high in ((1, longest + 1), (1, 31), (0, 3), (0, groups))
         )
         load.append((time, input_, output, KINDS[kind], Conversation(group, id_, shared)))
     return load
@@ -154,7 +154,8 @@ def pool_fields(draw: st.DrawFn, role: str, blocks: int, scaled: bool) -> dict[s
         "kv_blocks": blocks,
     }
     if fields["scheduler"] == "vllm_v1":
-        fields["policy"] = draw(st.sampled_from(["fcfs", "priority"]))
+        policy = draw(st.sampled_from(["fcfs", "priority"]))
+        fields["rules"] = {"policy": policy, "chunked": draw(st.booleans()), "reserve_full": draw(st.booleans())}
     if "prefixes" in kind and role != "decode":
         fields["prefix_caching"] = True
     if kind == "swap":
@@ -184,8 +185,7 @@ def specs(make_pool, make_scenario, tiny, linear, sheet):
 
     def spec(name: str, fields: dict[str, Any], mixture: bool) -> PoolSpec:
         fields = dict(fields)
-        order = {"policy": fields.pop("policy")} if "policy" in fields else {}
-        scheduler = replace(schedulers[fields.pop("scheduler")], **fields.pop("limits"), **order)
+        scheduler = replace(schedulers[fields.pop("scheduler")], **fields.pop("limits"), **fields.pop("rules", {}))
         router = routers[fields.pop("router")]
         return replace(base, model=experts if mixture else tiny, scheduler=scheduler, router=router, **fields)
 

@@ -1,0 +1,91 @@
+"""What random mixes of features found, each shrunk to a law of its own."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from mist.autoscalers.target_utilization import TargetUtilization
+from mist.faults import DrawnFaults, GivenFaults, Outage
+from mist.fleet import Autoscale
+from mist.handover import HandoverSpec
+from mist.network import LinkSpec
+from mist.request import RequestClass, Stage
+
+STEP, TOKEN, CACHED = 1e-3 * 2**0.5, 1e-5 * 3**0.5, 1e-6 * 5**0.5
+
+
+@dataclass(frozen=True)
+class Same:
+    """The tokens of everybody, prompts and answers."""
+
+    def key(self, block, block_tokens):
+        return block, block_tokens
+
+
+@pytest.fixture
+def pool(make_pool, tiny, linear):
+    """Blocks of four tokens, steps without a common measure with anything else."""
+
+    def make(**fields):
+        fields = {"perf": linear(STEP, TOKEN, CACHED), **fields}
+        return make_pool(model=tiny, engine={"block_tokens": 4, "reserved_blocks": 0}, **fields)
+
+    return make
+
+
+def test_who_waits_in_line_enters_when_a_leap_would_have_cached_its_prefix(pool, drive):
+    """The second prompt lacks one block until the first request's answer has filled one that they share."""
+    one = pool(kv_blocks=3, prefix_caching=True, limits={"token_budget": 64, "max_running": 4})
+    load = [(0.0, 4, 8), (1.5 * STEP, 11, 1)]
+    fast, slow = (drive(one, load, contents=lambda _: Same(), one_by_one=twin) for twin in (False, True))
+    first, second = fast.requests
+    assert second.finished < first.finished
+    assert fast.column("finished") == pytest.approx(slow.column("finished"), rel=1e-12)
+
+
+def test_an_autoscaler_sees_the_memory_that_a_leap_has_taken_so_far(pool, drive):
+    scaling = Autoscale(TargetUtilization("memory", 0.4, 0.1), 0.02, 0.05, 0.0, 1, 3)
+    one = pool(kv_blocks=30, autoscaler=scaling)
+    runs = [drive(one, [(0.0, 10, 100)], one_by_one=twin, until=0.2) for twin in (False, True)]
+    fast, slow = (run.cluster.pools["llm"].fleet.history() for run in runs)
+    assert len(fast) > 2
+    assert fast == slow
+
+
+def test_an_idle_pool_scales_to_nothing_whatever_its_clients_did(pool, drive):
+    """Seconds of stepping are summed over clients that come and go: no rounding may look like work."""
+    scaling = Autoscale(TargetUtilization("busy", 0.5, 0.1), 0.02, 0.05, 0.2, 0, 3)
+    load, faults = [(0.23 * i, 9, 19 + 3 * i) for i in range(8)], DrawnFaults(1.0, 0.005, "lose", 0)
+    run = drive(pool(autoscaler=scaling), load, faults=faults, seed=19, until=3.0)
+    for span in run.cluster.pools["llm"].fleet.history():
+        if span.state == "starting":
+            lately = span.since - 1.01 * scaling.interval
+            assert any(r.arrived <= span.since and r.visits[-1].finished >= lately for r in run.requests)
+
+
+def test_who_waits_for_room_behind_a_claim_that_is_given_up_gets_it(pool, drive):
+    """A prefill client preempts a request whose claim is first in line for decode memory: the next one may fit."""
+    pools = {
+        "prefill": pool(
+            role="prefill", kv_blocks=29, limits={"token_budget": 9, "max_running": 3}, scheduler="slo_aware"
+        ),
+        "decode": pool(role="decode", kv_blocks=29, limits={"token_budget": 43, "max_running": 1}),
+    }
+    urgent, plain, batch = RequestClass("urgent", ttft=0.02), RequestClass("plain"), RequestClass("batch", ttft=1.0)
+    kinds = [plain, batch, batch, urgent, urgent, plain, urgent]
+    load = [(2e-3, 21, 2), (3e-3, 21, 2), (4e-3, 17, 2), (5e-3, 5, 2), (8e-3, 13, 2), (0.01, 1, 1), (0.011, 25, 2)]
+    run = drive(pools, load, LinkSpec("wire", 1e8, 0.0), handover=HandoverSpec(layerwise=True), kinds=kinds)
+    assert run.cluster.in_flight == 0
+
+
+def test_a_wait_for_a_hand_over_begins_when_the_prompt_is_computed_again(pool, drive, linear):
+    """The decode replica fails, then, during the next hand-over, the prefill replica."""
+    pools = {role: pool(role=role, perf=linear(1.0)) for role in ("prefill", "decode")}
+    faults = GivenFaults(
+        {"sink": Outage(4.5, 0.1, 0, "decode"), "source": Outage(5.7, 0.1, 0, "prefill")}, "migrate", 3
+    )
+    run = drive(pools, [(0.0, 10, 20)], LinkSpec("wire", 5e3, 0.0), handover=HandoverSpec(layerwise=True), faults=faults)
+    (request,) = run.requests
+    assert request.retries > 0
+    assert [v.stage for v in request.visits].count(Stage.DECODE) > 1
+    assert all(v.queued <= v.started <= v.finished for v in request.visits)
