@@ -115,7 +115,7 @@ def play(make_pool, tiny, linear, one_by_one):
         kernel = Kernel()
         with pytest.MonkeyPatch.context() as patch:
             if mix.prefix_caching:
-                patch.setattr(clusters, "BlockPool", PrefixPool)
+                patch.setattr(clusters, "make_pool", lambda total, block_tokens, *_: PrefixPool(total, block_tokens))
             if slow:
                 patch.setattr(llm, "Decoding", one_by_one)
                 specs = {name: replace(pool, perf=Single(pool.perf)) for name, pool in specs.items()}
