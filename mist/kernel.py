@@ -36,11 +36,7 @@ class Kernel:
         heappush(self._facts, (time, self._serial, call, args))
 
     def after(self, delay: float, call: Call, *args: Any) -> None:
-        time = self.now + delay
-        if not time >= self.now:
-            raise CausalityError(f"{call.__qualname__} at {time} s, but it is {self.now} s")
-        self._serial += 1
-        heappush(self._facts, (time, self._serial, call, args))
+        self.at(self.now + delay, call, *args)
 
     def route(self, call: Call, *args: Any) -> None:
         """Call at this instant, once every fact of it is in."""
