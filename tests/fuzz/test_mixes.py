@@ -26,7 +26,7 @@ from mist.clients.pipeline import PipelineClient
 from mist.cluster import Cluster, PoolSpec
 from mist.errors import InputError
 from mist.faults import NO_FAULTS, DrawnFaults, Faults
-from mist.fleet import FIXED, Autoscale, seconds
+from mist.fleet import Autoscale, seconds
 from mist.handover import GLOBAL, HandoverSpec
 from mist.kernel import Kernel
 from mist.memory.prefix import PrefixPool
@@ -37,7 +37,7 @@ from mist.request import Request, RequestClass
 from mist.roles import FIXED_ROLES, QueueRatio, Roles, SwitchRoles
 from mist.simulate import within
 from mist.slo import SLO
-from mist.speculation import OFF, NGram
+from mist.speculation import NGram
 
 CONF = Path(__file__).parents[2] / "conf"
 SCHEDULERS = sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml"))

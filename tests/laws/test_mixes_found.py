@@ -84,7 +84,9 @@ def test_a_wait_for_a_hand_over_begins_when_the_prompt_is_computed_again(pool, d
     faults = GivenFaults(
         {"sink": Outage(4.5, 0.1, 0, "decode"), "source": Outage(5.7, 0.1, 0, "prefill")}, "migrate", 3
     )
-    run = drive(pools, [(0.0, 10, 20)], LinkSpec("wire", 5e3, 0.0), handover=HandoverSpec(layerwise=True), faults=faults)
+    run = drive(
+        pools, [(0.0, 10, 20)], LinkSpec("wire", 5e3, 0.0), handover=HandoverSpec(layerwise=True), faults=faults
+    )
     (request,) = run.requests
     assert request.retries > 0
     assert [v.stage for v in request.visits].count(Stage.DECODE) > 1
