@@ -24,7 +24,6 @@ from mist.clients import llm
 from mist.clients.llm import LLMClient
 from mist.clients.pipeline import PipelineClient
 from mist.cluster import Cluster
-from mist.pool import PoolSpec
 from mist.errors import InputError
 from mist.faults import NO_FAULTS, DrawnFaults, Faults
 from mist.fleet import Autoscale, seconds
@@ -32,11 +31,12 @@ from mist.handover import GLOBAL, HandoverSpec
 from mist.kernel import Kernel
 from mist.memory.prefix import PrefixPool
 from mist.memory.swap import SwapPool
+from mist.metrics import within
 from mist.network import LinkSpec
 from mist.policy import Router, Scheduler
+from mist.pool import PoolSpec
 from mist.request import Request, RequestClass
 from mist.roles import FIXED_ROLES, QueueRatio, Roles, SwitchRoles
-from mist.metrics import within
 from mist.slo import SLO
 from mist.speculation import NGram
 
