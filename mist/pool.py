@@ -199,7 +199,9 @@ class Pool:
             return f"{tokens} tokens, {model.name} takes {model.context}"
         held = request.input + 1 if self.spec.role == "prefill" else tokens  # prefill hands over after one token
         need = -(-(held + self.spec.speculation.tokens) // self.spec.engine.block_tokens)
-        most = self.blocks // self.spec.dp  # a request lives in one copy
+        # A request lives in one copy, and pipeline lanes that each held one of more than their share would preempt
+        # each other for ever.
+        most = self.blocks // (self.spec.dp * self.spec.pp)
         return f"needs {need} KV blocks, a replica of {self.name} has {most}" if need > most else ""
 
 
