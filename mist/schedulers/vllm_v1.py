@@ -20,7 +20,8 @@ class VllmV1:
     it fits or has preempted itself. Then, unless somebody was preempted, the head of the line, again and
     again, until it does not fit: with ``reserve_full`` its whole known sequence must fit the free blocks,
     though only this step's are taken; ``watermark``, a share of all blocks, is kept free beside it if
-    anything runs. Without ``chunked`` a waiting prompt that exceeds the budget left ends admission.
+    anything runs. Without ``chunked`` a waiting prompt that exceeds the budget left ends admission
+    (one longer than the whole budget, with which vLLM refuses to start, is cut all the same).
     """
 
     token_budget: int = 8192
