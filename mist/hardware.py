@@ -32,6 +32,7 @@ class HardwareSpec:
     host_bandwidth: BytesPerSecond  # to host memory, one direction
     power: Watts  # at full load
     idle_power: Watts  # with no process on the device
+    cores: int = 0  # of a CPU, over which its peaks are spread; an accelerator is not shared by the core
 
     def __post_init__(self) -> None:
         for field in ("memory", "memory_bandwidth", "scale_up_bandwidth", "power"):
@@ -47,6 +48,8 @@ class HardwareSpec:
                 raise InputError(field, getattr(self, field), "must not be negative")
         if self.idle_power > self.power:
             raise InputError("idle_power", self.idle_power, f"more than full power, {self.power:g} W")
+        if self.cores < 0 or (self.cores and self.kind != "cpu"):
+            raise InputError("cores", self.cores, "must not be negative" if self.cores < 0 else "only a CPU has them")
         if self.scale_up_devices < 1:
             raise InputError("scale_up_devices", self.scale_up_devices, "must be at least 1")
 
