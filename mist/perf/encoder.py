@@ -6,7 +6,8 @@ from typing import NamedTuple
 from mist.errors import InputError
 from mist.hardware import HardwareSpec
 from mist.model import BYTES_PER_ELEMENT, Dtype, ModelSpec
-from mist.perf.work import Work, check_memory
+from mist.perf.retrieval.checks import check_memory
+from mist.perf.work import Work
 from mist.units import Seconds
 
 
@@ -59,7 +60,7 @@ class Encoder:
             raise InputError("model", self.model.name, "an encoder of experts or latent attention is not modelled")
         if self.hardware.kind == "cpu" and not self.hardware.cores:
             raise InputError("hardware.cores", 0, f"the sheet of {self.hardware.name} does not say how many")
-        check_memory(self, self.hardware.memory, self.model.name, self.hardware.name)
+        check_memory(self.memory_bytes, self.hardware.memory, self.model.name, self.hardware.name)
 
     @property
     def memory_bytes(self) -> float:

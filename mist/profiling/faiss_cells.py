@@ -32,8 +32,10 @@ class Build:
 
 
 BUILDS = (
+    Build("flat", 5_000, 128),
     Build("flat", 20_000, 128),
     Build("flat", 100_000, 128),
+    Build("flat", 40_000, 128, held_out=True),
     Build("flat", 300_000, 128, held_out=True),
     Build("flat", 20_000, 768),
     Build("flat", 50_000, 384, held_out=True),
@@ -43,7 +45,9 @@ BUILDS = (
     Build("ivf_pq", 1_000_000, 128, centroids=1024, subquantisers=16, held_out=True),
     Build("ivf_pq", 100_000, 768, centroids=256, subquantisers=96),
     Build("ivf_pq", 100_000, 384, centroids=512, subquantisers=48, held_out=True),
+    Build("hnsw", 30_000, 128, links=8),
     Build("hnsw", 30_000, 128, links=16),
+    Build("hnsw", 30_000, 384, links=32),
     Build("hnsw", 100_000, 128, links=16),
     Build("hnsw", 50_000, 128, links=32),
     Build("hnsw", 300_000, 128, links=16, held_out=True),
@@ -100,7 +104,13 @@ def measure(build: Build, faiss: Any, threads: int) -> Iterator[dict[str, Any]]:
             for batch, workers in [(batch, 1) for batch in batches] + [(batches[-1], threads)] * (threads > 1):
                 faiss.omp_set_num_threads(workers)
                 cell = {"setting": setting, "k": k, "batch": batch, "threads": workers}
-                yield {**asdict(build), **cell, **timed(index, queries, k, batch), **counts, "recall": float(np.mean(shares))}
+                yield {
+                    **asdict(build),
+                    **cell,
+                    **timed(index, queries, k, batch),
+                    **counts,
+                    "recall": float(np.mean(shares)),
+                }
 
 
 def built(build: Build, base: Vectors, faiss: Any) -> Any:
@@ -122,7 +132,9 @@ def built(build: Build, base: Vectors, faiss: Any) -> Any:
 def counted(kind: str, index: Any, queries: Vectors, k: int, faiss: Any) -> dict[str, float]:
     """What a search did per query: distances (HNSW) or codes (IVF) computed, list imbalance, serialised bytes."""
     counts = {"distances": float(index.ntotal), "imbalance": 1.0}
-    counts["index_bytes"] = float(faiss.serialize_index(index).nbytes) if kind != "flat" else 4.0 * index.ntotal * index.d
+    counts["index_bytes"] = (
+        float(faiss.serialize_index(index).nbytes) if kind != "flat" else 4.0 * index.ntotal * index.d
+    )
     if kind == "hnsw":
         faiss.cvar.hnsw_stats.reset()
         index.search(queries, k)

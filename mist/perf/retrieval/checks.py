@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from mist.errors import InputError
+from mist.errors import Infeasible, InputError
 
 
 def positive(value: object, *fields: str) -> None:
@@ -33,3 +33,9 @@ def check_recalls(recalls: Mapping[str, float]) -> None:
     rising = [recall for _, recall in sorted((int(setting), recall) for setting, recall in recalls.items())]
     if rising != sorted(rising):
         raise InputError("recalls", dict(recalls), "recall must not fall as the setting grows")
+
+
+def check_memory(needed: float, memory: float, what: str, where: str) -> None:
+    """Raises Infeasible, with the numbers, if the ``needed`` bytes of ``what`` do not fit ``where``."""
+    if needed > memory:
+        raise Infeasible(f"{what} needs {needed / 1e9:.4g} GB of memory, {where} has {memory / 1e9:.4g} GB")

@@ -1,12 +1,12 @@
-"""An index on an accelerator: the larger of its arithmetic and its memory traffic (Williams et al., CACM 52(4), 2009)."""
+"""An index on an accelerator: the longer of arithmetic and memory traffic (Williams et al., CACM 52(4), 2009)."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
 from mist.errors import InputError
 from mist.hardware import HardwareSpec
-from mist.perf.retrieval.checks import not_negative
-from mist.perf.work import Work, check_memory
+from mist.perf.retrieval.checks import check_memory, not_negative
+from mist.perf.work import Work
 from mist.units import Seconds
 
 
@@ -41,7 +41,7 @@ class OnDevice:
             if not 0 < getattr(self, field) <= 1:
                 raise InputError(field, getattr(self, field), "must lie in (0, 1]")
         not_negative(self, "call_time")
-        check_memory(self.index, self.hardware.memory, "the index", self.hardware.name)
+        check_memory(self.index.memory_bytes, self.hardware.memory, "the index", self.hardware.name)
 
     @property
     def memory_bytes(self) -> float:

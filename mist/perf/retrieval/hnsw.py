@@ -30,6 +30,7 @@ class HnswRates:
     miss_time: Seconds  # a vector that is not in the cache
     cache: Bytes  # last-level cache
     hop_time: Seconds  # one vector whose links are followed
+    link_time: Seconds  # one link looked at: has its vector been seen?
     heap_time: Seconds  # one candidate looked through for the nearest, at every hop
     result_time: Seconds  # one neighbour returned
     walk: float
@@ -39,7 +40,7 @@ class HnswRates:
     def __post_init__(self) -> None:
         positive(self, "scan_rate", "walk", "walk_ef")
         not_negative(self, "call_time", "query_time", "distance_time", "miss_time", "cache", "hop_time", "heap_time")
-        not_negative(self, "result_time", "walk_links")
+        not_negative(self, "result_time", "link_time", "walk_links")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Hnsw:
         """Distances computed per query; no more than there are vectors."""
         rates = self.rates
         walked = rates.walk * self.ef_search**rates.walk_ef * self.links**rates.walk_links * log(max(self.vectors, 2))
-        return min(walked, float(self.vectors))
+        return min(float(walked), float(self.vectors))
 
     @property
     def misses(self) -> float:
@@ -97,7 +98,7 @@ class Hnsw:
     def work(self, queries: int) -> Work:
         rates, ef = self.rates, self.ef_search
         distance = rates.distance_time + self.vector_bytes / rates.scan_rate + self.misses * rates.miss_time
-        hops = ef * (rates.hop_time + ef * rates.heap_time)
+        hops = ef * (rates.hop_time + 2 * self.links * rates.link_time + ef * rates.heap_time)
         each = rates.query_time + self.distances * distance + hops + self.k * rates.result_time
         read = self.misses * (self.distances * self.vector_bytes + ef * 2 * self.links * LINK)
         return Work(queries * each, queries * read, rates.call_time)

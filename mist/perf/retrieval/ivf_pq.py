@@ -34,10 +34,11 @@ class IvfPqRates:
     probe_time: Seconds  # one list opened
     code_time: Seconds  # one code, whatever its length
     scan_rate: BytesPerSecond  # codes looked up in the tables
+    result_time: Seconds  # one neighbour returned
 
     def __post_init__(self) -> None:
         positive(self, "matrix_rate", "scan_rate")
-        not_negative(self, "call_time", "query_time", "probe_time", "code_time")
+        not_negative(self, "call_time", "query_time", "probe_time", "code_time", "result_time")
 
 
 @dataclass(frozen=True)
@@ -97,5 +98,5 @@ class IvfPq:
         rates = self.rates
         tables = 2.0 * self.dim * (self.centroids + CODEWORDS + self.refine * self.k) / rates.matrix_rate
         scan = self.codes * (rates.code_time + self.subquantisers / rates.scan_rate)
-        each = rates.query_time + tables + self.probes * rates.probe_time + scan
+        each = rates.query_time + tables + self.probes * rates.probe_time + scan + self.k * rates.result_time
         return Work(queries * each, self.operations(queries)[1], rates.call_time)

@@ -4,6 +4,7 @@ Recall depends on the data far more than on the index, so nothing here predicts 
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from math import log
 
 from mist.errors import InputError
@@ -17,12 +18,14 @@ def recall_at(recalls: Mapping[str, float], setting: int) -> float | None:
     if not recalls:
         return None
     points = sorted((int(known), recall) for known, recall in recalls.items())
-    for (low, below), (high, above) in zip(points, points[1:], strict=False):
+    for (low, below), (high, above) in pairwise(points):
         if low <= setting <= high:
             return below + (above - below) * log(setting / low) / log(high / low)
     if setting == points[0][0]:  # of a single row
         return points[0][1]
-    raise InputError("recalls", dict(recalls), f"tells nothing of {setting}: it runs from {points[0][0]} to {points[-1][0]}")
+    raise InputError(
+        "recalls", dict(recalls), f"tells nothing of {setting}: it runs from {points[0][0]} to {points[-1][0]}"
+    )
 
 
 def setting_for(recalls: Mapping[str, float], recall: float) -> int:

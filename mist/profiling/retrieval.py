@@ -1,0 +1,135 @@
+"""`mist profile retrieval`: what this machine's cores reach in vector search, as index files ready to use."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from os import cpu_count
+from pathlib import Path
+from platform import machine, processor
+from typing import Any
+
+import pandas as pd
+
+from mist.errors import InputError
+from mist.profiling.faiss_cells import BUILDS, LATENT, Build, library, measure
+from mist.profiling.retrieval_fit import Fitted, fit, scores
+
+CACHE = 32e6  # bytes, where the system does not tell
+# index -> what a user changes, beside its rates; the paper's index for IVF-PQ
+SHAPES: dict[str, dict[str, int | str]] = {
+    "flat": {"vectors": 1_000_000, "dim": 768, "k": 10, "dtype": "fp32"},
+    "ivf_pq": {"vectors": 10_000_000, "dim": 768, "centroids": 4096, "probes": 32, "subquantisers": 96, "k": 10},
+    "hnsw": {"vectors": 1_000_000, "dim": 768, "links": 16, "ef_search": 128, "k": 10, "dtype": "fp32"},
+}
+MEANING = {
+    "flat": "Exact search: every vector is compared, recall is 1.",
+    "ivf_pq": "Inverted file with product quantisation: centroids, then the codes of the nearest lists.",
+    "hnsw": "Hierarchical navigable small world graph: a walk over links, full vectors in memory.",
+}
+UNITS = {"_time": "s", "_rate": "B/s", "matrix_rate": "OP/s", "cache": "B"}
+
+
+def profile(out: Path, limit: int | None = None) -> Iterator[str]:
+    """Measure, fit, write ``out``; a line for each index measured, then the scores.
+
+    ``limit`` leaves out indexes of more vectors. Raises MistError without faiss, InputError where ``limit`` leaves
+    too little to fit.
+    """
+    faiss = library()
+    chosen = [build for build in BUILDS if limit is None or build.vectors <= limit]
+    for kind in SHAPES:
+        if sum(build.index == kind and not build.held_out for build in chosen) < 3:
+            raise InputError("--limit", limit, f"leaves fewer than three sizes to fit {kind} on; use at least 50000")
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for build in chosen:
+        rows += measure(build, faiss, faiss.omp_get_max_threads())
+        yield _line(build, len(rows))
+    yield from write(out, pd.DataFrame(rows), provenance(faiss), float(faiss.cvar.distance_compute_blas_threshold))
+
+
+def write(out: Path, cells: pd.DataFrame, source: str, matrix_from: float) -> Iterator[str]:
+    """``measured.csv`` and one YAML per index in ``out``; a line of score for each."""
+    told = []
+    for kind in SHAPES:
+        fitted = fit(kind, cells, cache_bytes(), matrix_from)
+        (out / f"{kind}.yaml").write_text(as_yaml(kind, fitted, source), encoding="utf-8")
+        told.append(fitted.cells)
+        yield f"{kind}: {said(fitted)}"
+    table = pd.concat(told).drop(columns="split")
+    with (out / "measured.csv").open("w", encoding="utf-8") as file:
+        file.write(f"# {source}\n")
+        for column in table.columns:
+            if table[column].dtype == float:
+                table[column] = table[column].map(lambda value: float(f"{value:.5g}"))
+        table.to_csv(file, index=False)
+
+
+def said(fitted: Fitted) -> str:
+    """The errors of a fit, split by split."""
+    return "; ".join(
+        f"{split} {row.n:.0f} cells, mean error {row.mape:.1%} (bias {row.bias:+.1%}, ranks {row['rank']:.3f})"
+        for split, row in scores(fitted.cells).iterrows()
+    )
+
+
+def as_yaml(kind: str, fitted: Fitted, source: str) -> str:
+    """The index file: a shape to change, and the constants with their unit, spread and source."""
+    target = {"flat": "flat.Flat", "ivf_pq": "ivf_pq.IvfPq", "hnsw": "hnsw.Hnsw"}[kind]
+    lines = [f"# {MEANING[kind]}", f"# Sheet: mist profile retrieval: {source}.", *_error_lines(fitted)]
+    lines.append(f"_target_: mist.perf.retrieval.{target}")
+    lines += [f"{name}: {value} # configuration" for name, value in SHAPES[kind].items()]
+    lines.append("rates: # of one core; +- is the standard error, leaving out one index at a time")
+    for name, value in fitted.rates.items():
+        lines.append(f"  {name}: {_quantity(name, value)} # sheet: {_how(name, fitted.spread[name])}")
+    return "\n".join(lines) + "\n"
+
+
+def provenance(faiss: Any) -> str:
+    """Machine, library and day."""
+    day = datetime.now(UTC).date().isoformat()
+    return f"{processor_name()} ({cpu_count()} cores, {machine()}), faiss {faiss.__version__}, {day}"
+
+
+def processor_name() -> str:
+    """What the system calls its processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return processor() or "unknown processor"
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    family, model = fields.get("cpu family"), fields.get("model")
+    return fields.get("model name", "unknown processor") + (f" family {family} model {model}" if family else "")
+
+
+def cache_bytes() -> float:
+    """Bytes of the last-level cache."""
+    sizes = [file.read_text().strip() for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    scale = {"K": 2.0**10, "M": 2.0**20}
+    return max((float(size[:-1]) * scale[size[-1]] for size in sizes if size[-1:] in scale), default=CACHE)
+
+
+def _line(build: Build, cells: int) -> str:
+    held = ", held out" if build.held_out else ""
+    return f"{build.index} of {build.vectors:,} x {build.dim}{held}: {cells} cells so far"
+
+
+def _error_lines(fitted: Fitted) -> list[str]:
+    table = scores(fitted.cells)
+    return [
+        f"# Error on {split} cells: mean {row.mape:.1%}, bias {row.bias:+.1%}, of {row.n:.0f}"
+        for split, row in table.iterrows()
+    ] + [f"# Vectors: unit length, on a curved sheet of {LATENT} dimensions; inner product."]
+
+
+def _quantity(name: str, value: float) -> str:
+    unit = UNITS.get(name) or next((unit for end, unit in UNITS.items() if name.endswith(end)), "")
+    return f"{value:.4g} {unit}".strip()
+
+
+def _how(name: str, spread: float) -> str:
+    if name in ("cache", "matrix_from"):
+        return "as the system and the library report"
+    return f"fitted, +- {spread:.0%}" if spread else "fitted, nothing to tell from 0"
