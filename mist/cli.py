@@ -91,7 +91,7 @@ def show(arguments: argparse.Namespace) -> int:
 def profile(arguments: argparse.Namespace) -> int:
     if arguments.what not in PROFILES:
         raise InputError("", arguments.what, "nothing of that name can be profiled", PROFILES)
-    for line in import_module(f"mist.profiling.{arguments.what}").profile(Path(arguments.out), arguments.limit):
+    for line in import_module(f"mist.profiling.{arguments.what}").profile(Path(arguments.out)):
         print(line, flush=True)
     return 0
 
@@ -182,7 +182,6 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     sub = command("profile", profile, "measure this machine: files of rates that a deployment can use")
     sub.add_argument("what", metavar="WHAT", help=", ".join(PROFILES))
     sub.add_argument("--out", default="conf/retrieval", metavar="DIRECTORY", help="where to write (conf/retrieval)")
-    sub.add_argument("--limit", type=int, metavar="N", help="leave out indexes of more than N vectors, to save time")
     sub = command("list", choices, "what there is to choose from")
     sub.add_argument("group", nargs="?", metavar="GROUP", help="model, hardware, ..., sweeps")
     return parser, dict(commands.choices)

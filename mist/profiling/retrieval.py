@@ -1,6 +1,6 @@
 """`mist profile retrieval`: what this machine's cores reach in vector search, as index files ready to use."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from os import cpu_count
 from pathlib import Path
@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 
-from mist.errors import InputError
 from mist.profiling.faiss_cells import BUILDS, LATENT, Build, library, measure
 from mist.profiling.retrieval_fit import Fitted, fit, scores
 
@@ -28,20 +27,15 @@ MEANING = {
 UNITS = {"_time": "s", "_rate": "B/s", "matrix_rate": "OP/s", "cache": "B"}
 
 
-def profile(out: Path, limit: int | None = None) -> Iterator[str]:
-    """Measure, fit, write ``out``; a line for each index measured, then the scores.
+def profile(out: Path, builds: Sequence[Build] = BUILDS) -> Iterator[str]:
+    """Measure, fit, write into ``out``; a line for each index measured, then the scores. Some ten minutes.
 
-    ``limit`` leaves out indexes of more vectors. Raises MistError without faiss, InputError where ``limit`` leaves
-    too little to fit.
+    Raises MistError without faiss.
     """
     faiss = library()
-    chosen = [build for build in BUILDS if limit is None or build.vectors <= limit]
-    for kind in SHAPES:
-        if sum(build.index == kind and not build.held_out for build in chosen) < 3:
-            raise InputError("--limit", limit, f"leaves fewer than three sizes to fit {kind} on; use at least 50000")
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    for build in chosen:
+    for build in builds:
         rows += measure(build, faiss, faiss.omp_get_max_threads())
         yield _line(build, len(rows))
     yield from write(out, pd.DataFrame(rows), provenance(faiss), float(faiss.cvar.distance_compute_blas_threshold))
@@ -118,8 +112,10 @@ def _line(build: Build, cells: int) -> str:
 
 def _error_lines(fitted: Fitted) -> list[str]:
     table = scores(fitted.cells)
+    said_of = {name: f"{name} cells" for name in table.index}
+    said_of["threads"] = "cells of several threads, whose waiting counts too"
     return [
-        f"# Error on {split} cells: mean {row.mape:.1%}, bias {row.bias:+.1%}, of {row.n:.0f}"
+        f"# Error on {said_of[split]}: mean {row.mape:.1%}, bias {row.bias:+.1%}, of {row.n:.0f}"
         for split, row in table.iterrows()
     ] + [f"# Vectors: unit length, on a curved sheet of {LATENT} dimensions; inner product."]
 

@@ -1,4 +1,4 @@
-"""Laws of fitting and scoring retrieval and embedding: what made the cells is found again, nothing is left out unsaid."""
+"""Laws of fitting and scoring retrieval and embedding: constants are found again, nothing is left out unsaid."""
 
 import os
 from pathlib import Path
