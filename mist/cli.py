@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 
 from mist.errors import Infeasible, InputError, MistError, as_typed
 
-PROFILES = ("retrieval",)
 ABOUT = "Which hardware, parallelism, batching and routing should serve this LLM pipeline?"
 EXIT_CODES = "exit codes: 0 done, 1 error, 2 bad input, 3 nothing feasible, 130 interrupted"
 OVERRIDES = "options of the deployment as address=value, for example hardware=a100 tp=2 slo.ttft_p99=500ms"
@@ -86,14 +85,6 @@ def show(arguments: argparse.Namespace) -> int:
         return int(import_module("mist.sweep.study").show_all(Path("results")))
     run = _run_directory(arguments.run_directory)
     return int(import_module("mist.sweep.study").show(run))
-
-
-def profile(arguments: argparse.Namespace) -> int:
-    if arguments.what not in PROFILES:
-        raise InputError("", arguments.what, "nothing of that name can be profiled", PROFILES)
-    for line in import_module(f"mist.profiling.{arguments.what}").profile(Path(arguments.out)):
-        print(line, flush=True)
-    return 0
 
 
 def choices(arguments: argparse.Namespace) -> int:
@@ -179,9 +170,11 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         sub = command(name, does, about)
         where = "results/<sweep>/<run>, or a sweep's name for its latest"
         sub.add_argument("run_directory", nargs="?" if does is show else None, metavar="RUN", help=where)
-    sub = command("profile", profile, "measure this machine: files of rates that a deployment can use")
-    sub.add_argument("what", metavar="WHAT", help=", ".join(PROFILES))
-    sub.add_argument("--out", default="conf/retrieval", metavar="DIRECTORY", help="where to write (conf/retrieval)")
+    from mist.profiling import retrieval_cli
+
+    about = "measure this machine: files of rates that a deployment can use"
+    profile = commands.add_parser("profile", help=about, description=about, allow_abbrev=False)
+    retrieval_cli.add(profile.add_subparsers(title="what", metavar="WHAT", required=True))
     sub = command("list", choices, "what there is to choose from")
     sub.add_argument("group", nargs="?", metavar="GROUP", help="model, hardware, ..., sweeps")
     return parser, dict(commands.choices)
