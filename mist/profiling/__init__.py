@@ -1,0 +1,1 @@
+"""Measuring the user's own machine: operators, retrieval; and looking at what was measured."""
