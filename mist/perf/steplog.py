@@ -43,6 +43,7 @@ SECONDS = {
     **dict.fromkeys(("seconds", "latency_s", "step_s", "time_s"), 1.0),
 }
 SHAPE = ("decodes", "context", "tokens", "chunks", "past")
+MOST_NAMES = 50  # distinct texts of a column that names something; a column of times has more
 MEASURED = ("model", "hardware", "tp", "pp", "dp", "ep")  # columns that name a deployment
 
 
@@ -64,6 +65,7 @@ class StepLog:
         for column in MEASURED:
             if column in frame:
                 frame = _rows(frame, column, own[column], "path", self.path)
+        refuse_mixture(frame)
         return frame.groupby(list(SHAPE), as_index=False).agg({"seconds": "median"})
 
 
@@ -104,6 +106,17 @@ def _rows(frame: pd.DataFrame, column: str, value: object, field: str, shown: st
     if chosen.empty:
         raise InputError(field, shown, f"the log has no rows with {column} = {value}", sorted(text.unique()))
     return chosen
+
+
+def refuse_mixture(frame: pd.DataFrame) -> None:
+    """InputError where one shape was measured under several names of some column: a median would mix them up."""
+    for column in frame.columns.difference([*SHAPE, "seconds", *MEASURED]):
+        names = frame[column]
+        if pd.api.types.is_numeric_dtype(names) or not 1 < names.nunique() <= MOST_NAMES:
+            continue
+        if (frame.groupby(list(SHAPE))[column].nunique() > 1).any():
+            why = "the log has the same shapes under several names; choose one"
+            raise InputError(f"where.{column}", "(nothing)", why, sorted(map(str, names.unique())))
 
 
 @lru_cache(maxsize=4)
