@@ -21,7 +21,7 @@ def ops(arguments: argparse.Namespace, device: Device, out: Path) -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(highlight=False)
     kind = f"{device.title} ({device.where}), torch {device.torch.__version__}"
-    console.print(f"{kind}: measuring for {arguments.minutes:g} min; Ctrl-C keeps what there is", highlight=False)
+    console.print(f"{kind}: measuring for {arguments.minutes:g} min; Ctrl-C keeps what there is", soft_wrap=True)
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("memory", total=None)
 

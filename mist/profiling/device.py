@@ -15,6 +15,7 @@ Call = Callable[[], object]
 
 BURST = 0.05  # s of measuring aimed at per shape
 FEWEST, MOST = 3, 20  # samples of a shape
+LONG = 1.0  # s of samples after which fewer will do
 COPIES = 32  # of an operand, at most, to keep it out of the cache
 CACHE = 64 * 2**20  # bytes taken as the last-level cache where the system does not say: that of a large server CPU
 
@@ -73,15 +74,21 @@ class Device:
             return float(self.torch.cuda.mem_get_info(self.where)[0]) / 2
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 2
 
-    def copies(self, operand_bytes: float) -> int:
-        """How many copies of an operand to take turns with, so that each is cold when its turn comes."""
-        return int(min(max(2 * self.cache // max(operand_bytes, 1) + 1, 1), COPIES, max(self.room // operand_bytes, 1)))
+    def copies(self, operand_bytes: float, seconds: float) -> int:
+        """How many copies of an operand to take turns with, so that each is cold when its turn comes.
+
+        Fewer where a call of about ``seconds`` is long: then it computes rather than waits for memory.
+        """
+        cold, held = 2 * self.cache // max(operand_bytes, 1) + 1, self.room // max(operand_bytes, 1)
+        return int(max(min(cold, held, BURST / max(seconds, 1e-9), COPIES), 1))
 
     def time(self, calls: Sequence[Call]) -> float:
         """Seconds of one call: the median over bursts of all of them, one after the other."""
         burst = self._burst(calls)
-        first = burst()
-        samples = [burst() for _ in range(int(min(max(BURST / max(first, 1e-9), FEWEST), MOST)))]
+        burst()  # caches, allocations, choice of kernels
+        samples = [burst()]
+        while len(samples) < MOST and (sum(samples) < BURST or (len(samples) < FEWEST and sum(samples) < LONG)):
+            samples.append(burst())
         return median(samples) / len(calls)
 
     def _burst(self, calls: Sequence[Call]) -> Callable[[], float]:

@@ -1,6 +1,7 @@
 """The operators of a transformer layer as torch calls them on a device."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from mist.profiling.device import Call, Device
 from mist.profiling.plan import Attention, Gemm, Shape
@@ -8,27 +9,29 @@ from mist.profiling.plan import Attention, Gemm, Shape
 BFLOAT16 = 2  # bytes
 
 
-def calls(device: Device, shape: Shape) -> tuple[Sequence[Call], str]:
-    """Calls of one operator on operands of their own each, and the name of what they call."""
-    return _gemm(device, shape) if isinstance(shape, Gemm) else _attention(device, shape)
+def calls(device: Device, shape: Shape, seconds: float) -> tuple[Sequence[Call], str]:
+    """Calls of one operator on operands of their own each, and the name of what they call.
+
+    ``seconds`` is about how long one takes. Operands are random: products of zeros draw less power and run faster.
+    """
+    return _gemm(device, shape, seconds) if isinstance(shape, Gemm) else _attention(device, shape, seconds)
 
 
 def multiplies_fp8(device: Device) -> bool:
     """Whether torch has an FP8 matrix product for the device."""
     try:
-        made, _ = _gemm(device, Gemm(16, 64, 64, "fp8"))
+        made, _ = _gemm(device, Gemm(16, 64, 64, "fp8"), 1.0)
         made[0]()
     except (RuntimeError, AttributeError, NotImplementedError, ValueError):
         return False
     return bool(device.gpu)  # elsewhere it is emulated
 
 
-def _gemm(device: Device, shape: Gemm) -> tuple[Sequence[Call], str]:
+def _gemm(device: Device, shape: Gemm, seconds: float) -> tuple[Sequence[Call], str]:
     torch, where = device.torch, device.where
     m, n, k = shape.m, shape.n, shape.k
-    turns = range(device.copies(shape.traffic))
     x = torch.randn(m, k, dtype=torch.bfloat16, device=where)
-    weights = [torch.randn(n, k, dtype=torch.bfloat16, device=where) for _ in turns]
+    weights = _copies(torch.randn(n, k, dtype=torch.bfloat16, device=where), device.copies(n * k * BFLOAT16, seconds))
     if shape.dtype == "bfloat16":
         linear = torch.nn.functional.linear
         return [lambda w=w: linear(x, w) for w in weights], "torch.nn.functional.linear"
@@ -39,19 +42,23 @@ def _gemm(device: Device, shape: Gemm) -> tuple[Sequence[Call], str]:
     return made, "torch._scaled_mm"
 
 
-def _attention(device: Device, shape: Attention) -> tuple[Sequence[Call], str]:
+def _attention(device: Device, shape: Attention, seconds: float) -> tuple[Sequence[Call], str]:
     torch, where = device.torch, device.where
     queries, causal = (shape.length, True) if shape.phase == "context" else (1, False)
     cache = 2 * shape.batch * shape.kv_heads * shape.length * shape.head_dim * BFLOAT16
     kv = (shape.batch, shape.kv_heads, shape.length, shape.head_dim)
     q = torch.randn(shape.batch, shape.heads, queries, shape.head_dim, dtype=torch.bfloat16, device=where)
-    pairs = [
-        tuple(torch.randn(*kv, dtype=torch.bfloat16, device=where) for _ in range(2))
-        for _ in range(device.copies(cache))
-    ]
+    number = device.copies(cache, seconds)
+    keys, values = (_copies(torch.randn(*kv, dtype=torch.bfloat16, device=where), number) for _ in range(2))
     sdpa, grouped = torch.nn.functional.scaled_dot_product_attention, shape.kv_heads < shape.heads
-    made = [lambda k=k, v=v: sdpa(q, k, v, is_causal=causal, enable_gqa=grouped) for k, v in pairs]
+    made = [
+        lambda k=k, v=v: sdpa(q, k, v, is_causal=causal, enable_gqa=grouped) for k, v in zip(keys, values, strict=True)
+    ]
     return made, "torch_sdpa"
+
+
+def _copies(operand: Any, number: int) -> list[Any]:
+    return [operand, *(operand.clone() for _ in range(number - 1))]
 
 
 def copy_bandwidth(device: Device) -> tuple[int, float]:

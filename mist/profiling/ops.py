@@ -106,7 +106,7 @@ class _Session:
     def _calibrate(self) -> None:
         """A first idea of the device's speed, to know which shapes are out of reach."""
         shape = Gemm(1024, 1024, 1024, "bfloat16")
-        made, _ = kernels.calls(self.device, shape)
+        made, _ = kernels.calls(self.device, shape, 1.0)
         self.rate = shape.flops / self.device.time(made)
 
     def _shape(self, shape: Shape, longest: float) -> None:
@@ -119,7 +119,7 @@ class _Session:
             self.too_long += 1
             return
         try:
-            made, kernel = kernels.calls(self.device, shape)
+            made, kernel = kernels.calls(self.device, shape, expected)
             seconds = self.device.time(made)
         except (RuntimeError, NotImplementedError, ValueError):  # no kernel for it, or no memory
             self.unmeasured += 1
