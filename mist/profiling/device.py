@@ -47,6 +47,9 @@ class Device:
             choices = ["cpu", *(f"cuda:{i}" for i in range(self.torch.cuda.device_count()))]
             raise InputError("--device", name, str(error).splitlines()[0], choices) from None
         self.gpu = self.where.type == "cuda"
+        if self.gpu:  # streams and graphs belong to the current device
+            self.where = self.torch.device("cuda", self.where.index or 0)
+            self.torch.cuda.set_device(self.where)
         self.count = self.torch.cuda.device_count() if self.gpu else 1
         self.cache = self._cache()
         self._scratch = self.torch.empty(2 * self.cache, dtype=self.torch.int8, device=self.where)
