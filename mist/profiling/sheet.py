@@ -60,7 +60,11 @@ def hardware_yaml(found: Measured) -> str:
         f"scale_up_devices: {found.devices} # those of this machine",
         f"host_bandwidth: {host / 1e9:.4g} GB/s # {sources['host_bandwidth']}",
         _watts("power", found.power, "limit that the driver reports"),
-        _watts("idle_power", found.idle_power, "drawn before measuring, by the driver; this process was there, which adds some 30 to 70 W"),
+        _watts(
+            "idle_power",
+            found.idle_power,
+            "drawn before measuring, by the driver; this process was there, which adds some 30 to 70 W",
+        ),
     ]
     return "\n".join(lines) + "\n"
 
