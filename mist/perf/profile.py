@@ -17,6 +17,7 @@ OutsideProfile. The engine's overheads are in the log already, so none is added.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import floor
 from typing import Any, NamedTuple
 
@@ -28,6 +29,8 @@ from mist.perf import steplog
 from mist.perf.base import PerfModel, Replica, StepShape, Stretch
 from mist.perf.steplog import SHAPE
 from mist.perf.surface import Line, Surface
+
+KEPT = 100_000  # chunk times remembered
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,18 @@ class Profile:
         return self.sha256
 
     def of(self, replica: Replica) -> "ProfileSteps":
-        return ProfileSteps(self.path, steplog.read(self.path, self.where).of(replica))
+        where = tuple(sorted((column, str(value)) for column, value in self.where.items()))
+        return _steps(self.path, self.sha256, where, steplog.deployment(replica))
+
+
+@lru_cache(maxsize=16)  # one triangulation for all trials of a worker
+def _steps(
+    path: str,
+    sha256: str,  # noqa: ARG001 (it tells versions of a file apart)
+    where: tuple[tuple[str, str], ...],
+    deployment: tuple[tuple[str, str], ...],
+) -> "ProfileSteps":
+    return ProfileSteps(path, steplog.read(path, dict(where)).of(deployment))
 
 
 def check_profile(perf: PerfModel, replica: Replica, drafter: str) -> None:
@@ -146,6 +160,8 @@ class ProfileSteps:
     def _chunk_time(self, tokens: int, past: int) -> float:
         key = tokens, past
         if key not in self._chunk_times:
+            if len(self._chunk_times) >= KEPT:
+                self._chunk_times.clear()
             self._chunk_times[key] = self._part(tokens, past)
         return self._chunk_times[key]
 

@@ -54,19 +54,20 @@ class StepLog:
     path: str
     frame: pd.DataFrame
 
-    def of(self, replica: Replica) -> pd.DataFrame:
-        """The replica's rows, one per shape; InputError, with what there is, where none are its own."""
-        own = {
-            "model": replica.model.name,
-            "hardware": replica.hardware.name,
-            **{degree: getattr(replica, degree) for degree in ("tp", "pp", "dp", "ep")},
-        }
+    def of(self, deployment: tuple[tuple[str, str], ...]) -> pd.DataFrame:
+        """The deployment's rows, one per shape; InputError, with what there is, where none are its own."""
         frame = self.frame
-        for column in MEASURED:
+        for column, value in deployment:
             if column in frame:
-                frame = _rows(frame, column, own[column], "path", self.path)
+                frame = _rows(frame, column, value, "path", self.path)
         refuse_mixture(frame)
         return frame.groupby(list(SHAPE), as_index=False).agg({"seconds": "median"})
+
+
+def deployment(replica: Replica) -> tuple[tuple[str, str], ...]:
+    """What the columns of MEASURED say of a replica."""
+    degrees = ((degree, str(getattr(replica, degree))) for degree in ("tp", "pp", "dp", "ep"))
+    return (("model", replica.model.name), ("hardware", replica.hardware.name), *degrees)
 
 
 def read(path: str, where: Mapping[str, object]) -> StepLog:

@@ -9,6 +9,7 @@ from scipy.spatial import Delaunay, QhullError
 
 Floats = NDArray[np.float64]
 
+SECTIONS = 4096  # kept; a section takes some 0.1 ms to cut
 SLACK = 1e-9  # of an axis's range: rounding at the hull's edge, not reach beyond it
 
 
@@ -66,6 +67,8 @@ class Surface:
     def line(self, x: float) -> Line | None:
         """The exact section at ``x``, a function of y; None outside the points' range."""
         if x not in self._lines:
+            if len(self._lines) >= SECTIONS:
+                self._lines.clear()
             self._lines[x] = self._section(x)
         return self._lines[x]
 

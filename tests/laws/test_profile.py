@@ -171,6 +171,14 @@ def test_a_deployment_takes_its_own_rows(log, make_pool):
         Profile(path, {"gpu": "x"})
 
 
+def test_rows_of_several_deployments_are_not_mixed_up(log, make_pool):
+    both = pd.concat([rows().assign(parallel="tp1", phase="x"), rows().assign(parallel="tp4", phase="x")])
+    path = log(both)
+    with pytest.raises(InputError, match=r"where\.parallel.*choose one \(valid: tp1, tp4\)"):
+        make_pool(perf=Profile(path))
+    assert make_pool(perf=Profile(path, {"parallel": "TP4"})).steptimes()[0].step_time(StepShape(4, 400)) > 0
+
+
 @pytest.mark.parametrize(
     ("frame", "why"),
     [
