@@ -170,11 +170,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         sub = command(name, does, about)
         where = "results/<sweep>/<run>, or a sweep's name for its latest"
         sub.add_argument("run_directory", nargs="?" if does is show else None, metavar="RUN", help=where)
-    from mist.profiling import retrieval_cli
+    from mist.profiling import cli as profiling
 
-    about = "measure this machine: files of rates that a deployment can use"
-    profile = commands.add_parser("profile", help=about, description=about, allow_abbrev=False)
-    retrieval_cli.add(profile.add_subparsers(title="what", metavar="WHAT", required=True))
+    profiling.add(commands.add_parser("profile", help=profiling.ABOUT, description=profiling.ABOUT, allow_abbrev=False))
     sub = command("list", choices, "what there is to choose from")
     sub.add_argument("group", nargs="?", metavar="GROUP", help="model, hardware, ..., sweeps")
     return parser, dict(commands.choices)

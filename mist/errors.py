@@ -4,6 +4,7 @@ MistError
 ├── InputError            the user's: names field, value and choices; the command line exits 2
 │   ├── ImpossibleLayout  a parallel degree the model cannot be cut into
 │   ├── UnmeetableSLO     a limit below what one request alone needs
+│   ├── OutsideProfile    a step that the user's step log does not cover
 │   ├── TraceError        a trace file, with its line number
 │   └── StaleRun          a run whose inputs have changed since it began
 ├── Infeasible            an answer, not a failure: the design fits nowhere, and why
@@ -51,6 +52,10 @@ class ImpossibleLayout(InputError):
 
 class UnmeetableSLO(InputError):
     """Even a request that is alone on the deployment misses the limit."""
+
+
+class OutsideProfile(InputError):
+    """A step lies outside what was measured, and nothing is extrapolated."""
 
 
 class TraceError(InputError):

@@ -164,6 +164,7 @@ class Result:
     refusal: str = ""  # why the first request that was refused could never be served
     requests: tuple[Request, ...] = ()
     classes: Mapping[str, ClassReport] | None = None  # by name, where the workload has classes
+    prices: str = ""  # whose they are: list, provider, region, commitment, date
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, without the requests; infinite times are None."""

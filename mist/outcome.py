@@ -91,6 +91,7 @@ def outcome(  # noqa: PLR0917
         output_tokens_per_second=sum(r.output for r in done) / length,
         goodput_tokens_per_second=goodput,
         dollars_per_hour=dollars,
+        prices=scenario.price.source,
         tokens_per_dollar=goodput / (dollars / 3600) if verdict == "ok" and dollars else 0.0,
         watts=window.joules / length,
         joules_per_token=window.joules / tokens if tokens else None,

@@ -19,6 +19,7 @@ from mist.perf.base import PerfModel, Replica, StepModel
 from mist.perf.engine import EngineProfile
 from mist.perf.footprint import block_bytes, check_layout, kv_blocks
 from mist.perf.power import LINEAR, LinearPower, joules
+from mist.perf.profile import check_profile
 from mist.perf.stages import hop_time, stages
 from mist.policy import Router, Scheduler
 from mist.request import Request
@@ -91,6 +92,7 @@ class PoolSpec:
                     )
                     raise InputError(field, getattr(self, field), why, ["1"])
         check_speculation(self.speculation, self.replica, self.scheduler, self.role != "prefill")
+        check_profile(self.perf, self.replica, self.speculation.name if self.speculation.tokens else "")
 
     @property
     def replica(self) -> Replica:

@@ -23,10 +23,16 @@ class PriceList:
             if not price > 0:
                 raise InputError(f"hourly.{name}", price, "a price must be positive")
 
+    @property
+    def source(self) -> str:
+        """Whose prices they are, in one line."""
+        region = "" if self.region in ("none", "mixed") else f", {self.region}"
+        return f"{self.name}: {self.provider}{region}, {self.commitment}, {self.date}"
+
     def of(self, hardware: str) -> float:
         """Dollars per hour of one device; InputError if the list lacks it."""
         if hardware not in self.hourly:
-            raise InputError(
-                f"price.hourly.{hardware}", "(nothing)", f"{self.name} has no price for it", sorted(self.hourly)
-            )
+            field = f"price.hourly.{hardware}"
+            why = f"{self.name} has no price for it; give one ({field}='2.5 $/h') or another list (price=NAME)"
+            raise InputError(field, "(nothing)", why, sorted(self.hourly))
         return self.hourly[hardware]

@@ -52,6 +52,8 @@ class Scenario:
         if self.seed < 0:
             raise InputError("seed", self.seed, "must not be negative")
         check_pools(self.pools, self.link)
+        for spec in self.pools.values():
+            self.price.of(spec.hardware.name)  # told before anything is simulated
         self._check_dynamics()
         try:
             self.slo.check_classes(class_names(self.workload))

@@ -230,8 +230,10 @@ class TestSearchPath:
     @pytest.mark.parametrize("cluster", groups()["cluster"])
     @pytest.mark.parametrize("group", ["engine", "perf", "scheduler", "router"])
     def test_every_packaged_choice_composes_in_every_cluster(self, cluster: str, group: str) -> None:
+        must_be_given = {"profile": ["perf.path=steps.csv"]}
         for choice in groups()[group]:
-            assert compose([f"cluster={cluster}", f"{group}={choice}"])["pools"]
+            given = must_be_given.get(choice, [])
+            assert compose([f"cluster={cluster}", f"{group}={choice}", *given])["pools"]
 
     def test_a_sweep_of_the_user_comes_before_a_packaged_one(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -25,6 +25,8 @@ def simulation(result: Result) -> RenderableType:
     if result.classes:
         parts.extend((Text(), class_table(result)))
     parts.extend(Text(f"note: {note}", "yellow") for note in _notes(result))
+    if result.prices:
+        parts.append(Text(f"prices of {result.prices}", DIM))
     parts.append(_verdict(result))
     return Group(*parts)
 

@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import exp, inf, log, sqrt
 from statistics import fmean
+from sys import float_info
 from time import monotonic
 from typing import Any
 
 from mist.build import build
-from mist.errors import DeadlineExceeded, ImpossibleLayout, InputError, UnmeetableSLO, as_typed
+from mist.errors import DeadlineExceeded, ImpossibleLayout, InputError, OutsideProfile, UnmeetableSLO, as_typed
 from mist.metrics import Doomed, Result
-from mist.perf.base import StepShape
+from mist.perf.base import StepModel, StepShape
 from mist.request import Request
 from mist.scenario import Scenario
 from mist.simulate import Stop, refuse_unmeetable, serve
@@ -183,15 +184,25 @@ def guess(scenario: Scenario, traffic: Traffic) -> float:
         steps, budget = spec.perf.of(spec.replica), spec.scheduler.token_budget
         seconds = 0.0
         if spec.role != "decode":
+            while budget > 1 and _known(steps, StepShape(0, 0, ((budget, 0),))) == inf:
+                budget //= 2
             seconds += prompt * steps.step_time(StepShape(0, 0, ((budget, 0),))) / budget
         if spec.role != "prefill":
             batch = spec.scheduler.max_running
             context = int(prompt + answer / 2)
-            while batch > 1 and steps.step_time(StepShape(batch, batch * context)) > tpot:
+            while batch > 1 and _known(steps, StepShape(batch, batch * context)) > min(tpot, float_info.max):
                 batch = int(batch / 1.2)
             seconds += answer * steps.step_time(StepShape(batch, batch * context)) / batch
         rates.append(spec.replicas / seconds)
     return 0.7 * min(rates)
+
+
+def _known(steps: StepModel, shape: StepShape) -> float:
+    """Seconds of the step, infinite where nothing like it was measured: to begin with, a smaller one will do."""
+    try:
+        return steps.step_time(shape)
+    except OutsideProfile:
+        return inf
 
 
 def _largest(probe: Probe, start: float, precision: float) -> Result:

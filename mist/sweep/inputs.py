@@ -7,6 +7,7 @@ from typing import Any
 
 from mist.build import build
 from mist.errors import ImpossibleLayout, InputError
+from mist.perf.base import PerfModel
 from mist.sweep.identity import code, design_identity, digest
 from mist.sweep.question import Sweep
 from mist.sweep.workers import named
@@ -95,11 +96,26 @@ def reach(sweep: Sweep, world: World, loads: Workloads) -> dict[str, str]:
     return {
         **{name: digest(config) for name, config in configs.items()},
         **{name: content for name, content in contents.items() if content},
+        **{
+            f"{log} of {name}": content
+            for name, config in configs.items()
+            for log, content in step_logs(config).items()
+        },
         "the prices": digest(configs["the base config"].get("price")),
         "the space": digest(asked),
         "the judge": world.judge,
         **code(),
     }
+
+
+def step_logs(config: Mapping[str, Any]) -> dict[str, str]:
+    """sha256 of the file behind each pool's step times, where there is one (perf=profile)."""
+    found = {}
+    for name, pool in config.get("pools", {}).items():
+        if (perf := pool.get("perf", {})).get("path"):
+            built: Any = build(PerfModel, perf, f"pools.{name}.perf")  # type: ignore[type-abstract]
+            found[f"the step log of {name}"] = built.content()
+    return found
 
 
 def _buildable(world: World, designs: Iterable[list[str]]) -> Config:

@@ -51,6 +51,7 @@ def run(name: str, overrides: Sequence[str] = (), *, world: World = MIST, result
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "slo": {limit.name: limit.limit for limit in slo},
         "price_date": base.get("price", {}).get("date"),
+        "prices": {key: base.get("price", {}).get(key) for key in ("name", "provider", "region", "commitment")},
         "seeds": {"search": sweep.search.seed, "study": sweep.study_seeds, "confirm": sweep.confirm_seeds},
         "versions": {"python": platform.python_version()} | {p: version(p) for p in ("numpy", "optuna", "ray")},
         "git": _git(),

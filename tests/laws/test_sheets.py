@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from mist.build import build, plain
+from mist.cli import main
+from mist.compose import compose
 from mist.errors import InputError
 from mist.hardware import HardwareSpec
 from mist.model import ModelSpec
@@ -15,6 +17,7 @@ from mist.network import LinkSpec
 from mist.node import NodeSpec
 from mist.perf.collective import allreduce_time
 from mist.price import PriceList
+from mist.scenario import Scenario
 from mist.slo import SLO
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -22,6 +25,11 @@ KINDS = {"model": ModelSpec, "hardware": HardwareSpec, "price": PriceList, "link
 KINDS["node"] = NodeSpec
 SHEETS = [path for noun in KINDS for path in sorted((CONF / noun).glob("*.yaml"))]
 MODELS, HARDWARE, PRICES = (sorted((CONF / noun).glob("*.yaml")) for noun in ("model", "hardware", "price"))
+NAMED = (
+    "a100-40gb", "a100", "h100", "h100-pcie", "h100-nvl", "h200", "b200", "b300", "gb200", "gb300", "l4", "l40s",
+    "rtx-pro-6000", "rtx-4090", "mi250", "mi300x", "mi325x", "mi350x", "mi355x", "tpu-v5e", "tpu-v5p", "tpu-v6e",
+    "tpu-v7", "gaudi-2", "gaudi-3", "trainium-2", "groq-like", "etched-like", "grace", "sapphire-rapids", "genoa",
+)  # fmt: skip
 NUMBER = re.compile(r":\s*[\"']?[-+]?\d")
 COMMENT = re.compile(r"#\s*\S.{3,}")
 
@@ -188,3 +196,50 @@ def test_spot_is_no_dearer_than_on_demand() -> None:
 def test_the_catalogue_is_broad_enough() -> None:
     assert len(MODELS) >= 40
     assert len(HARDWARE) >= 30
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_usual_accelerators_hosts_and_projections_have_a_sheet(name: str) -> None:
+    assert hardware(name).peak("bf16") > 0
+
+
+@pytest.mark.parametrize("path", [p for p in SHEETS if p.parent.name in ("hardware", "link", "node")], ids=address)
+def test_every_quantity_has_a_unit(path: Path) -> None:
+    counts = {"scale_up_devices", "cores", "devices", "peer_to_peer", "name", "vendor", "kind"}
+    flat = [(k, v) for k, v in read(path).items() if not isinstance(v, dict)] + list(
+        read(path).get("peaks", {}).items()
+    )
+    assert not [
+        key for key, value in flat if key not in counts and not re.fullmatch(r"[\d.]+ [A-Za-z$][\w/]*", str(value))
+    ]
+
+
+@pytest.mark.parametrize("path", PRICES, ids=address)
+def test_every_price_is_in_dollars_per_hour_with_provider_commitment_and_date(path: Path) -> None:
+    sheet = read(path)
+    assert all(re.fullmatch(r"[\d.]+ \$/h", price) for price in sheet["hourly"].values())
+    assert all(sheet[key] for key in ("provider", "region", "commitment"))
+    assert re.fullmatch(r"20\d\d-[01]\d-[0-3]\d", sheet["date"])
+
+
+def test_there_is_a_list_of_one_provider_for_each_commitment() -> None:
+    lists = [read(path) for path in PRICES if "mixed" not in read(path)["provider"]]
+    assert {"on demand", "spot", "three-year rental", "owned by a neocloud"} <= {sheet["commitment"] for sheet in lists}
+
+
+def test_a_device_without_a_price_is_told_before_anything_is_simulated_and_how_to_give_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["simulate", "hardware=grace"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(
+        "mist: price.hourly.grace = (nothing): on_demand has no price for it; give one (price.hourly."
+    )
+
+
+@pytest.mark.parametrize("price", ["2.5 $/h", "2.5"])
+def test_any_price_can_be_given_on_the_command_line_and_the_result_says_whose_the_rest_are(price: str) -> None:
+    config = compose(["hardware=grace", f"price.hourly.grace={price}"])
+    scenario = build(Scenario, config)
+    assert scenario.dollars_per_hour == 2.5
+    assert scenario.price.source == "on_demand: mixed, Verda first, on demand, 2026-11-21"

@@ -1,0 +1,1 @@
+"""What people have measured of engines, read into one form."""
