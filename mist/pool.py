@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from mist.clients.llm import LLMClient
@@ -139,6 +140,7 @@ class Pool:
         efficiency = [getattr(spec.perf, f"{name}_efficiency", 1.0) for name in ("matmul", "bandwidth")]
         self.loads = [spec.power.of(stage, *efficiency) for stage in stages(spec.replica)]
         self.blocks = spec.blocks()
+        self._longest: float = getattr(spec.scheduler, "longest", inf)
         self.clients: list[LLMClient] = []
         self.outstanding = [0] * spec.replicas  # unfinished requests by replica
         self.groups = 1  # of affinity
@@ -197,6 +199,8 @@ class Pool:
         model, tokens = self.spec.model, request.input + request.output
         if tokens > model.context:
             return f"{tokens} tokens, {model.name} takes {model.context}"
+        if tokens > self._longest:
+            return f"{tokens} tokens, without chunked prefill the engine takes at most token_budget, {self._longest}"
         held = request.input + 1 if self.spec.role == "prefill" else tokens  # prefill hands over after one token
         need = -(-(held + self.spec.speculation.tokens) // self.spec.engine.block_tokens)
         # A request lives in one copy, and pipeline lanes that each held one of more than their share would preempt
