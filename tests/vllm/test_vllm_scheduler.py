@@ -1,6 +1,6 @@
 """MIST schedules as vLLM V1 does, step for step, on decisions recorded from the unmodified scheduler.
 
-Every ``*.jsonl`` and ``*.jsonl.gz`` under ``$MIST_DATA/vllm_scheduler`` is replayed with the settings of its first line.
+Every ``*.jsonl`` and ``*.jsonl.gz`` under ``$MIST_DATA/vllm_scheduler`` is replayed with its own settings.
 """
 
 import gzip
