@@ -38,7 +38,8 @@ class Cluster:
         seed: int = 0,
     ) -> None:
         self.kernel, self._seed = kernel, seed
-        self.pools = {name: Pool(name, spec) for name, spec in pools.items()}
+        drafts = next(spec.speculation for spec in pools.values() if spec.role != "prefill")
+        self.pools = {name: Pool(name, spec, drafts) for name, spec in pools.items()}
         self.link = Link(kernel, link) if link is not None else None
         self.arrived = self.completed = self.refused = self.lost = 0
         self.faults, self.good = faults, good
@@ -90,12 +91,14 @@ class Cluster:
         assert self.link is not None and self._decode is not None
         self._decode.groups = spec.groups
         model = self._entry.spec.model
+        drafter = self._decode.spec.speculation.drafter(model)
+        sent = [model] if drafter is None else [model, drafter]
         return Handovers(
             self.kernel,
             spec,
             self.link,
-            bytes_per_token=model.kv_bytes_per_token,
-            layers=model.layers,
+            bytes_per_token=sum(part.kv_bytes_per_token for part in sent),
+            layers=sum(part.layers for part in sent),
             route=self._to_decode,
             landed=self._decode.join,
             fetched=self._entry.settle,

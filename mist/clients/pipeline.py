@@ -9,7 +9,7 @@ from mist.clients.llm import LLMClient
 from mist.kernel import Kernel
 from mist.memory.pool import BlockPool
 from mist.perf.base import StepModel, StepShape, Stretch
-from mist.perf.power import Load
+from mist.perf.power import Power
 from mist.policy import Ranked, Scheduler
 from mist.request import Request
 
@@ -25,7 +25,7 @@ class Stages:
     """
 
     def __init__(
-        self, kernel: Kernel, stages: Sequence[StepModel], hops: Callable[[int, int], float], loads: Sequence[Load]
+        self, kernel: Kernel, stages: Sequence[StepModel], hops: Callable[[int, int], float], loads: Sequence[Power]
     ) -> None:
         self.kernel, self.stages, self.hops, self.loads = kernel, stages, hops, loads
         self.busy = self.load = 0.0  # s, mean over stages

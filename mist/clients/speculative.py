@@ -8,6 +8,7 @@ import numpy as np
 
 from mist.clients.llm import LLMClient
 from mist.decoding import Decoding
+from mist.drafting import drafting_replica
 from mist.errors import InputError
 from mist.kernel import Kernel
 from mist.memory.pool import BlockPool
@@ -16,7 +17,7 @@ from mist.perf.footprint import check_layout
 from mist.policy import Grant, Scheduler
 from mist.request import Request
 from mist.schedulers.vllm_v1 import VllmV1
-from mist.speculation import Speculation, drafting_replica
+from mist.speculation import Speculation
 from mist.streams import stream
 
 
@@ -191,7 +192,8 @@ def check_speculation(speculation: Speculation, replica: Replica, scheduler: Sch
     if not speculation.tokens:
         return
     if not decodes:
-        raise InputError("speculation", speculation.name, "has no effect on a pool that only prefills")
+        why = "a pool that only prefills drafts nothing; what the decode pool's drafter needs is computed here untold"
+        raise InputError("speculation", speculation.name, why)
     try:
         speculation.check(replica.model)
     except InputError as error:
