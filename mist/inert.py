@@ -1,7 +1,7 @@
 """Options that were typed and change nothing for the deployment they were typed for.
 
-Most such options are refused where they are built. These two are not, because whether they matter depends on what a
-sweep varies beside them, or because a data sheet carries them for whoever wants them; so what was typed is looked at.
+Most such options are refused where they are built. These are not, because whether they matter depends on what a sweep
+varies beside them, or because a data sheet carries them for whoever wants them; so what was typed is looked at.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,26 +32,22 @@ def effective(overrides: Sequence[str]) -> list[str]:
 
 
 def _inert(overrides: Sequence[str], config: Mapping[str, Any] | None) -> Iterator[tuple[Override, str]]:
-    typed = [override for override in map(parse, overrides) if {"node", "priority"} & set(override.address)]
+    looks = {"node": _node, "priority": _priority, "expert_skew": _skew}
+    typed = [(override, looks[key]) for override in map(parse, overrides) for key in looks if key in override.address]
     if not typed:
         return
     scenario = build(Scenario, compose(overrides) if config is None else config)
-    for override in typed:
-        why = _node(override, scenario) if "node" in override.address else _priority(override, scenario)
-        if why:
+    for override, look in typed:
+        if why := look(override, scenario):
             yield override, why
 
 
 def _node(override: Override, scenario: Scenario) -> str:
     """Why ``[pool.]node[.option]`` does not matter; empty if it does."""
-    first, *rest = override.address
-    pools = {first: scenario.pools[first]} if first in scenario.pools else scenario.pools
-    option = rest if first in scenario.pools else [first, *rest]
-    if option[:1] != ["node"] or all(spec.node == ISOLATED for spec in pools.values()):
+    pools, option = _spoken_to(override, scenario)
+    if option[0] != "node" or all(spec.node == ISOLATED for spec in pools) or any(map(_uses_node, pools)):
         return ""
-    if any(_uses_node(spec) for spec in pools.values()):
-        return ""
-    spec = next(iter(pools.values()))
+    spec = pools[0]
     beyond = min(spec.replica.domain, spec.hardware.scale_up_devices)
     layout = f"the replica's {spec.replica.devices} x {spec.hardware.name} lie in one scale-up domain"
     return f"{layout}; a layout of more than {beyond} (tp, dp, pp) would use it"
@@ -72,3 +68,19 @@ def _priority(override: Override, scenario: Scenario) -> str:
     if any(getattr(spec.scheduler, "policy", "") == "priority" for spec in scenario.pools.values()):
         return ""
     return "no scheduler looks at it; scheduler=vllm_v1 scheduler.policy=priority does"
+
+
+def _skew(override: Override, scenario: Scenario) -> str:
+    """Why ``[pool.]perf.expert_skew`` does not matter; empty if it does."""
+    pools, option = _spoken_to(override, scenario)
+    if option != ["perf", "expert_skew"] or any(spec.ep > 1 for spec in pools):
+        return ""
+    return "experts are spread over devices only with ep > 1"
+
+
+def _spoken_to(override: Override, scenario: Scenario) -> tuple[list[PoolSpec], list[str]]:
+    """The pools an address speaks to, and the rest of it."""
+    first, *rest = override.address
+    if first in scenario.pools and rest:
+        return [scenario.pools[first]], rest
+    return list(scenario.pools.values()), [first, *rest]

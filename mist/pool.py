@@ -82,9 +82,6 @@ class PoolSpec:
         if self.preemption == "swap" and (self.dp > 1 or self.speculation.tokens):
             raise InputError("preemption", "swap", "is not modelled with dp > 1 or with speculation", ["recompute"])
         check_layout(self.replica)
-        skew = getattr(self.perf, "expert_skew", 0.0)
-        if skew and self.ep == 1:
-            raise InputError("perf.expert_skew", skew, "has no effect with ep = 1")
         if self.speculation.tokens:
             for field in ("pp", "dp"):
                 if getattr(self, field) > 1:

@@ -218,9 +218,12 @@ def test_an_impossible_layout_is_refused_by_name(fields, field, why, make_pool, 
     assert isinstance(caught.value, ImpossibleLayout) or 0 in fields.values()
 
 
-def test_skew_without_spread_experts_is_refused(make_pool, roofline):
-    with pytest.raises(InputError, match=r"expert_skew = 0.5: has no effect with ep = 1"):
-        make_pool(model="mixtral-8x7b", tp=4, perf=replace(roofline, expert_skew=0.5))
+def test_the_default_skew_is_what_was_measured_of_deepseek(replica, sheet):
+    # what balancing experts was worth over 32 devices (lmsys.org/blog/2025-05-05-large-scale-ep): 1.49 in prefill
+    model, skew = replica("deepseek-v3").model, build(Roofline, sheet("perf", "roofline")).expert_skew
+    imbalance = {devices: busiest_load(model, 10**6, devices, skew) * devices / (8 * 10**6) for devices in (8, 32, 64)}
+    assert imbalance[32] == pytest.approx(1.49, rel=0.02)
+    assert imbalance[8] < 1.2 < imbalance[32] < imbalance[64] < 2.54  # in decode over 72, small batches: 2.54
 
 
 def test_nodes_widen_what_tensor_parallelism_can_be(make_pool, sheet):
