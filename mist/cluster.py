@@ -74,7 +74,7 @@ class Cluster:
         if pool.spec.pp > 1:
             passage = Stages(self.kernel, pool.stages, pool.hop_time, pool.loads)
             pipeline = PipelineClient(self.kernel, name, scheduler=scheduler, stages=passage, kv=kv, finished=finished)
-            return cast(LLMClient, pipeline)  # it lacks only what coming and going needs, which Scenario refuses
+            return cast(LLMClient, pipeline)  # it lacks leaps and layer-wise hand-over, which Scenario refuses
         kind: Callable[..., LLMClient] = LLMClient
         if pool.spec.speculation.tokens:
             kind = partial(SpeculativeClient, speculation=pool.spec.speculation, seed=self._seed)

@@ -77,8 +77,8 @@ class PoolSpec:
         if self.preemption == "swap" and not self.hardware.host_bandwidth:
             raise InputError("preemption", "swap", f"{self.hardware.name} has no link to a host")
         self.autoscaler.check(self.replicas)
-        if self.pp > 1 and (self.prefix_caching or self.preemption == "swap"):
-            raise InputError("pp", self.pp, "prefix caching and swap are not modelled for pipelines", ["1"])
+        if self.pp > 1 and self.preemption == "swap":
+            raise InputError("pp", self.pp, "preemption by swap is not modelled for pipelines", ["1"])
         if self.preemption == "swap" and (self.dp > 1 or self.speculation.tokens):
             raise InputError("preemption", "swap", "is not modelled with dp > 1 or with speculation", ["recompute"])
         check_layout(self.replica)

@@ -1,5 +1,6 @@
 """A replica cut into pipeline stages: as many batches in flight as stages, each request in one of them."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,8 +21,8 @@ class Stages:
     """The stages of one replica, passed by batches in the order in which they were made.
 
     A batch enters a stage when it has left the one before and its activations are here, and the batch before it
-    has left. To a lane it is a step model whose steps take from now until the last stage is done, so a
-    lane may ask once per step only.
+    has left. To a lane it is a step model whose steps take from now until the last stage is done; who asks for a
+    step's time sends the batch in.
     """
 
     def __init__(
@@ -30,19 +31,47 @@ class Stages:
         self.kernel, self.stages, self.hops, self.loads = kernel, stages, hops, loads
         self.busy = self.load = 0.0  # s, mean over stages
         self._free = [0.0] * len(stages)  # when each has done all that was sent into it
+        # by stage, from when to when it works on each of the batches in flight: no more than there are stages
+        self._work: list[deque[tuple[float, float]]] = [deque(maxlen=len(stages)) for _ in stages]
 
     def step_time(self, shape: StepShape) -> float:
-        """Seconds until a batch made now leaves the last stage."""
-        time = self.kernel.now
+        """Seconds until a batch made now leaves the last stage; it is on its way."""
+        spans = self._spans(shape)
+        for number, (begin, end) in enumerate(spans):
+            self._free[number] = end
+            self._work[number].append((begin, end))
+            self.busy += (end - begin) / len(spans)
+        for load in self.loads:
+            self.load += load.step(shape) / len(spans)
+        return spans[-1][1] - self.kernel.now
+
+    def predicted(self, shape: StepShape) -> float:
+        """Seconds that a batch made now would take."""
+        return self._spans(shape)[-1][1] - self.kernel.now
+
+    def _spans(self, shape: StepShape) -> list[tuple[float, float]]:
+        """From when to when each stage would work on a batch made now."""
+        time, spans = self.kernel.now, list[tuple[float, float]]()
         for number, stage in enumerate(self.stages):
             if number:
                 time += self.hops(shape.tokens, number - 1)
-            takes = stage.step_time(shape)
-            time = self._free[number] = max(time, self._free[number]) + takes
-            self.busy += takes / len(self.stages)
-        for load in self.loads:
-            self.load += load.step(shape) / len(self.stages)
-        return time - self.kernel.now
+            begin = max(time, self._free[number])
+            time = begin + stage.step_time(shape)
+            spans.append((begin, time))
+        return spans
+
+    @property
+    def busy_by_now(self) -> float:
+        """``busy`` without what the batches in flight will still take."""
+        now = self.kernel.now
+        ahead = sum(end - max(begin, now) for work in self._work for begin, end in work if end > now)
+        return self.busy - ahead / len(self.stages)
+
+    def stop(self) -> None:
+        """Nothing in flight goes on."""
+        self.busy = self.busy_by_now
+        for work in self._work:
+            work.clear()
 
     def decode_stretch(self, decodes: int, context: int) -> Stretch:
         """One step: the next waits for what other lanes send in meanwhile."""
@@ -53,6 +82,9 @@ class Lane(LLMClient):
     """One of the batches in flight, with the requests that are in no other."""
 
     pipeline: "PipelineClient"
+
+    def step_time(self, chunks: tuple[tuple[int, int], ...]) -> float:
+        return self.pipeline.stages.predicted(StepShape(self.decodes.count, self.decodes.cached, chunks))
 
     def _end_step(self, *arguments: Any) -> None:
         super()._end_step(*arguments)
@@ -88,6 +120,7 @@ class PipelineClient:
             for share in _shares(scheduler, len(stages.stages))
         ]
         self._fetching: dict[int, Lane] = {}
+        self.failed = False
         for number, lane in enumerate(self.lanes):
             lane.line, lane.pipeline = self.line, self
             # a lockstep set knows who was evicted by step number: no two lanes may share one
@@ -118,13 +151,27 @@ class PipelineClient:
         """The KV of an expected request is here."""
         self._fetching.pop(request.id).land(request)
 
-    def give_back(self, blocks: int) -> None:
-        """A request that left has been fetched: its blocks are free again."""
-        self.kv.give_back(blocks)
+    def forget(self, request: Request, granted: bool) -> None:
+        """An expected request will not come; if it was granted room, that is free again."""
+        self._fetching.pop(request.id).forget(request, granted)
         self.stir()
+
+    def give_back(self, held: Any) -> None:
+        """A request that left has been fetched: what it held is free again."""
+        self.kv.give_back(held)
+        self.stir()
+
+    def fail(self) -> None:
+        """Stop for good; requests keep the tokens of the batches that have left the last stage."""
+        self.failed = True
+        self.stages.stop()
+        for lane in self.lanes:
+            lane.fail()
 
     def stir(self) -> None:
         """Let the lanes that stand still look for work, the emptiest first."""
+        if self.failed:
+            return
         for lane in sorted(self.lanes, key=lambda lane: len(lane.running)):
             if not lane.awake and (self.line.head is not None or lane.promised):
                 lane.wake()
@@ -143,6 +190,21 @@ class PipelineClient:
     def busy(self) -> float:
         """Seconds that a stage was at work, on average."""
         return self.stages.busy
+
+    @property
+    def busy_by_now(self) -> float:
+        """The same, without what is still to come of the batches in flight."""
+        return self.stages.busy_by_now
+
+    @property
+    def used_by_now(self) -> int:
+        """KV blocks in use."""
+        return self.kv.used
+
+    @property
+    def expected(self) -> int:
+        """Hand-overs that wait for room here."""
+        return sum(lane.expected for lane in self.lanes)
 
     @property
     def load(self) -> float:
