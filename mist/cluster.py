@@ -6,8 +6,9 @@ from functools import partial
 from typing import cast
 
 from mist.clients.llm import LLMClient
-from mist.clients.pipeline import PipelineClient, Stages
+from mist.clients.pipeline import PipelineClient
 from mist.clients.speculative import SpeculativeClient
+from mist.clients.stages import Stages
 from mist.faults import NO_FAULTS, Faults, NoFaults
 from mist.fleet import Autoscale, Fleet, Scaler
 from mist.handover import GLOBAL, Handovers, HandoverSpec
@@ -74,7 +75,7 @@ class Cluster:
         if pool.spec.pp > 1:
             passage = Stages(self.kernel, pool.stages, pool.hop_time, pool.loads)
             pipeline = PipelineClient(self.kernel, name, scheduler=scheduler, stages=passage, kv=kv, finished=finished)
-            return cast(LLMClient, pipeline)  # it lacks leaps and layer-wise hand-over, which Scenario refuses
+            return cast(LLMClient, pipeline)  # it lacks layer-wise hand-over, which Scenario refuses
         kind: Callable[..., LLMClient] = LLMClient
         if pool.spec.speculation.tokens:
             kind = partial(SpeculativeClient, speculation=pool.spec.speculation, seed=self._seed)
