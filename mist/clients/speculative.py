@@ -1,8 +1,8 @@
 """An engine that drafts and verifies: a decoding request gains one token a step, and every draft accepted."""
 
 from bisect import bisect_left
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,8 +11,7 @@ from mist.decoding import Decoding
 from mist.drafting import drafting_replica
 from mist.errors import InputError
 from mist.kernel import Kernel
-from mist.memory.pool import BlockPool
-from mist.perf.base import Replica, StepModel, StepShape
+from mist.perf.base import Replica, StepShape
 from mist.perf.footprint import check_layout
 from mist.policy import Grant, Scheduler
 from mist.request import Request
@@ -83,23 +82,10 @@ class SpeculativeClient(LLMClient):
 
     decodes: Members
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        name: str,
-        *,
-        scheduler: Scheduler,
-        steptimes: StepModel,
-        kv: BlockPool,
-        finished: Callable[[Request], None],
-        prefilled: Callable[[Request], None] | None = None,
-        speculation: Speculation,
-        seed: int,
-    ) -> None:
-        super().__init__(
-            kernel, name, scheduler=scheduler, steptimes=steptimes, kv=kv, finished=finished, prefilled=prefilled
-        )
-        self.decodes = Members(kv.block_tokens)
+    def __init__(self, kernel: Kernel, name: str, *, speculation: Speculation, seed: int, **engine: Any) -> None:
+        """``engine`` is an LLMClient's."""
+        super().__init__(kernel, name, **engine)
+        self.decodes = Members(self.kv.block_tokens)
         self.acceptance = Acceptance()
         self._width = 1 + speculation.tokens
         # accepted drafts = survival probabilities above a uniform draw; negated, as bisect wants them rising
