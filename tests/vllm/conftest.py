@@ -144,6 +144,7 @@ class Replay:
         step |= {"tok": sum(tokens for _, tokens in scheduled), "ctx": context, "s": scheduled}
         step |= {"pre": self.preempted, "hits": sorted(self.admitted)}
         self.preempted, self.admitted = [], []
+        step["run"] = [request.id for request in client.running]
         step |= {"nr": len(client.running), "nw": client.waiting, "free": self.kv.free}
         if isinstance(self.kv, PrefixPool):
             step["cached"] = self.kv.contents

@@ -46,6 +46,7 @@ def test_every_recorded_step_is_reproduced(path: Path, replay) -> None:
         expected = {key: theirs[key] for key in COMPARED if key in theirs}
         assert {key: mine[key] for key in expected} == expected
         assert sorted(mine["fin"]) == sorted(theirs.get("fin", []))
+        assert mine["run"] == theirs.get("run", [request for request, _ in theirs.get("s", [])])
         assert mine["pre"] == theirs.get("pre", [])
         assert mine["hits"] == sorted(theirs.get("new", []) + theirs.get("res", []))
     assert len(run.steps) >= len(recorded)
