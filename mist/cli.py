@@ -43,6 +43,7 @@ def simulate(arguments: argparse.Namespace) -> int:
 
     config = compose(arguments.overrides)
     with as_typed(config["pools"]):
+        import_module("mist.inert").refuse_inert(arguments.overrides, config)
         result = import_module("mist.simulate").simulate(config)
     if requests:
         result.requests_frame().to_parquet(requests)
@@ -56,6 +57,7 @@ def capacity(arguments: argparse.Namespace) -> int:
 
     config = compose(_without_rate(arguments.overrides))
     with as_typed(config["pools"]):
+        import_module("mist.inert").refuse_inert(arguments.overrides, config)
         answer = import_module("mist.sweep.capacity").capacity(config, arguments.seeds)
     return _answer(answer, arguments.json, "capacity")
 

@@ -6,8 +6,9 @@ from functools import partial
 from typing import cast
 
 from mist.clients.llm import LLMClient
-from mist.clients.pipeline import PipelineClient, Stages
+from mist.clients.pipeline import PipelineClient
 from mist.clients.speculative import SpeculativeClient
+from mist.clients.stages import Stages
 from mist.faults import NO_FAULTS, Faults, NoFaults
 from mist.fleet import Autoscale, Fleet, Scaler
 from mist.handover import GLOBAL, Handovers, HandoverSpec
@@ -38,7 +39,8 @@ class Cluster:
         seed: int = 0,
     ) -> None:
         self.kernel, self._seed = kernel, seed
-        self.pools = {name: Pool(name, spec) for name, spec in pools.items()}
+        drafts = next(spec.speculation for spec in pools.values() if spec.role != "prefill")
+        self.pools = {name: Pool(name, spec, drafts) for name, spec in pools.items()}
         self.link = Link(kernel, link) if link is not None else None
         self.arrived = self.completed = self.refused = self.lost = 0
         self.faults, self.good = faults, good
@@ -73,7 +75,7 @@ class Cluster:
         if pool.spec.pp > 1:
             passage = Stages(self.kernel, pool.stages, pool.hop_time, pool.loads)
             pipeline = PipelineClient(self.kernel, name, scheduler=scheduler, stages=passage, kv=kv, finished=finished)
-            return cast(LLMClient, pipeline)  # it lacks only what coming and going needs, which Scenario refuses
+            return cast(LLMClient, pipeline)  # it lacks layer-wise hand-over, which Scenario refuses
         kind: Callable[..., LLMClient] = LLMClient
         if pool.spec.speculation.tokens:
             kind = partial(SpeculativeClient, speculation=pool.spec.speculation, seed=self._seed)
@@ -90,12 +92,14 @@ class Cluster:
         assert self.link is not None and self._decode is not None
         self._decode.groups = spec.groups
         model = self._entry.spec.model
+        drafter = self._decode.spec.speculation.drafter(model)
+        sent = [model] if drafter is None else [model, drafter]
         return Handovers(
             self.kernel,
             spec,
             self.link,
-            bytes_per_token=model.kv_bytes_per_token,
-            layers=model.layers,
+            bytes_per_token=sum(part.kv_bytes_per_token for part in sent),
+            layers=sum(part.layers for part in sent),
             route=self._to_decode,
             landed=self._decode.join,
             fetched=self._entry.settle,

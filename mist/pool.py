@@ -3,10 +3,12 @@
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from mist.clients.llm import LLMClient
 from mist.clients.speculative import check_speculation
+from mist.drafting import DraftedLoad, DraftedSteps, check_prompt_drafting, drafting_replica
 from mist.errors import InputError
 from mist.fleet import FIXED, Fleet, Scaling, seconds
 from mist.hardware import HardwareSpec
@@ -18,12 +20,12 @@ from mist.node import ISOLATED, NodeSpec
 from mist.perf.base import PerfModel, Replica, StepModel
 from mist.perf.engine import EngineProfile
 from mist.perf.footprint import block_bytes, check_layout, kv_blocks
-from mist.perf.power import LINEAR, LinearPower, joules
+from mist.perf.power import LINEAR, LinearPower, Power, joules
 from mist.perf.profile import check_profile
 from mist.perf.stages import hop_time, stages
 from mist.policy import Router, Scheduler
 from mist.request import Request
-from mist.speculation import OFF, DraftedSteps, Speculation, drafting_replica
+from mist.speculation import OFF, Speculation
 from mist.units import Bytes
 
 Role = Literal["both", "prefill", "decode"]
@@ -76,14 +78,11 @@ class PoolSpec:
         if self.preemption == "swap" and not self.hardware.host_bandwidth:
             raise InputError("preemption", "swap", f"{self.hardware.name} has no link to a host")
         self.autoscaler.check(self.replicas)
-        if self.pp > 1 and (self.prefix_caching or self.preemption == "swap"):
-            raise InputError("pp", self.pp, "prefix caching and swap are not modelled for pipelines", ["1"])
+        if self.pp > 1 and self.preemption == "swap":
+            raise InputError("pp", self.pp, "preemption by swap is not modelled for pipelines", ["1"])
         if self.preemption == "swap" and (self.dp > 1 or self.speculation.tokens):
             raise InputError("preemption", "swap", "is not modelled with dp > 1 or with speculation", ["recompute"])
         check_layout(self.replica)
-        skew = getattr(self.perf, "expert_skew", 0.0)
-        if skew and self.ep == 1:
-            raise InputError("perf.expert_skew", skew, "has no effect with ep = 1")
         if self.speculation.tokens:
             for field in ("pp", "dp"):
                 if getattr(self, field) > 1:
@@ -102,12 +101,12 @@ class PoolSpec:
     def devices(self) -> int:
         return self.replica.devices * self.replicas
 
-    def blocks(self) -> int:
+    def blocks(self, drafts: Speculation | None = None) -> int:
         """KV blocks that requests can use in one replica; Infeasible, with the numbers, where the model does not fit.
 
-        The engine's own, such as the null block of vLLM V1, are taken off.
+        The engine's own, such as the null block of vLLM V1, are taken off, and so is the room of ``drafts``.
         """
-        drafts, model = self.speculation, self.model
+        drafts, model = drafts or self.speculation, self.model
         rows = self.scheduler.max_running * (1 + drafts.tokens)
         beside = drafts.drafter(model), drafts.weight_bytes(model)
         computed = kv_blocks(self.replica, self.scheduler.token_budget, rows, *beside)
@@ -121,26 +120,39 @@ class PoolSpec:
         space = SWAP_SPACE if self.swap_space is None else self.swap_space
         return HostMemory(int(space // size), size, self.replica.devices, self.hardware.host_bandwidth)
 
-    def steptimes(self) -> list[StepModel]:
-        """Step times of one replica's pipeline stages, its drafter's passes included."""
-        targets = [self.perf.of(stage) for stage in stages(self.replica)]
-        if not self.speculation.tokens:
+    def steptimes(self, drafts: Speculation | None = None) -> list[StepModel]:
+        """Step times of one replica's pipeline stages, the passes of a drafter included."""
+        drafts, targets = drafts or self.speculation, [self.perf.of(stage) for stage in stages(self.replica)]
+        if not drafts.tokens:
             return targets
         (target,) = targets
-        drafter = self.speculation.drafter(self.model)
+        drafter = drafts.drafter(self.model)
         drafting = self.perf.of(drafting_replica(self.replica, drafter)) if drafter is not None else None
-        return [DraftedSteps(target, drafting, self.speculation)]
+        return [DraftedSteps(target, drafting, drafts)]
+
+    def loads(self, drafts: Speculation | None = None) -> list[Power]:
+        """What steps ask of the devices of each pipeline stage, the passes of a drafter included."""
+        drafts = drafts or self.speculation
+        efficiency = [getattr(self.perf, f"{name}_efficiency", 1.0) for name in ("matmul", "bandwidth")]
+        targets = [self.power.of(stage, *efficiency) for stage in stages(self.replica)]
+        drafter = drafts.drafter(self.model)
+        if drafter is None:
+            return [*targets]
+        drafting = self.power.of(drafting_replica(self.replica, drafter), *efficiency)
+        return [DraftedLoad(targets[0], drafting, drafts)]
 
 
 class Pool:
-    """The replicas of a PoolSpec at work."""
+    """The replicas of a PoolSpec at work; ``drafts`` is how those who decode draft: prompts pass their drafter too."""
 
-    def __init__(self, name: str, spec: PoolSpec) -> None:
+    def __init__(self, name: str, spec: PoolSpec, drafts: Speculation) -> None:
         self.name, self.spec = name, spec
-        self.stages: list[StepModel] = spec.steptimes()
-        efficiency = [getattr(spec.perf, f"{name}_efficiency", 1.0) for name in ("matmul", "bandwidth")]
-        self.loads = [spec.power.of(stage, *efficiency) for stage in stages(spec.replica)]
-        self.blocks = spec.blocks()
+        if drafts.drafter(spec.model) is None:  # nothing to prefill for
+            drafts = spec.speculation
+        self.stages = spec.steptimes(drafts)
+        self.loads = spec.loads(drafts)
+        self.blocks = spec.blocks(drafts)
+        self._longest: float = getattr(spec.scheduler, "longest", inf)
         self.clients: list[LLMClient] = []
         self.outstanding = [0] * spec.replicas  # unfinished requests by replica
         self.groups = 1  # of affinity
@@ -199,6 +211,8 @@ class Pool:
         model, tokens = self.spec.model, request.input + request.output
         if tokens > model.context:
             return f"{tokens} tokens, {model.name} takes {model.context}"
+        if tokens > self._longest:
+            return f"{tokens} tokens, without chunked prefill the engine takes at most token_budget, {self._longest}"
         held = request.input + 1 if self.spec.role == "prefill" else tokens  # prefill hands over after one token
         need = -(-(held + self.spec.speculation.tokens) // self.spec.engine.block_tokens)
         # A request lives in one copy, and pipeline lanes that each held one of more than their share would preempt
@@ -222,3 +236,9 @@ def check_pools(pools: Mapping[str, PoolSpec], link: LinkSpec | None) -> None:
     (_, source), (name, sink) = by_role["prefill"], by_role["decode"]
     if source.model != sink.model:
         raise InputError(f"pools.{name}.model", sink.model.name, f"cannot decode the KV cache of {source.model.name}")
+    try:
+        check_prompt_drafting(source.replica, source.preemption, sink.speculation)
+    except InputError as error:
+        raise type(error)(
+            f"pools.{by_role['prefill'][0]}.{error.field}", error.value, error.why, error.choices
+        ) from None

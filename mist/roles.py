@@ -80,7 +80,7 @@ class SwitchRoles:
         if len(replicas) < 2:
             raise InputError("", "switching", "a single pool has one role: it has no effect")
         if not alike:
-            why = "the pools must be of the same hardware and tp, and not autoscaled, for replicas to change over"
+            why = "the pools must be of the same hardware and layout, and not autoscaled, for replicas to change over"
             raise InputError("", "switching", why)
         if max(replicas.values()) <= self.min_replicas:
             raise InputError("min_replicas", self.min_replicas, "has every replica keep its role: no effect")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mist.autoscalers.slo_attainment import SloAttainment
 from mist.errors import InputError
-from mist.faults import NO_FAULTS, Faults, NoFaults, check_faults
+from mist.faults import NO_FAULTS, Faults, check_faults
 from mist.fleet import Autoscale, Fixed
 from mist.handover import GLOBAL, HandoverSpec, check_handover
 from mist.network import LinkSpec
@@ -66,16 +66,17 @@ class Scenario:
                 raise InputError(f"pools.{name}.scheduler.policy", "priority", why)
 
     def _check_dynamics(self) -> None:
-        moving = not isinstance(self.roles, FixedRoles) or not isinstance(self.faults, NoFaults)
         for name, spec in self.pools.items():
-            coming = moving or not isinstance(spec.autoscaler, Fixed) or self.handover.layerwise
-            if spec.pp > 1 and coming:
-                why = "autoscaling, faults, role switching and layer-wise hand-over are not modelled for pipelines"
+            if spec.pp > 1 and spec.role == "prefill" and self.handover.layerwise:
+                why = "layer-wise hand-over out of a pipeline is not modelled; handover.layerwise=false is"
                 raise InputError(f"pools.{name}.pp", spec.pp, why, ["1"])
         replicas = {name: spec.replicas for name, spec in self.pools.items()}
         scaled = any(isinstance(spec.autoscaler, Autoscale) for spec in self.pools.values())
         switching = not isinstance(self.roles, FixedRoles)
-        alike = len({(spec.hardware.name, spec.tp) for spec in self.pools.values()}) == 1 and not scaled
+        alike = (
+            len({(spec.hardware.name, spec.tp, spec.pp, spec.dp, spec.ep) for spec in self.pools.values()}) == 1
+            and not scaled
+        )
         fixed = {n: r for n, r in replicas.items() if isinstance(self.pools[n].autoscaler, Fixed) and not switching}
         for name, spec in self.pools.items():
             scaling = spec.autoscaler

@@ -13,7 +13,6 @@ from typing import Any, Final, Protocol
 
 from mist.errors import InputError
 from mist.model import BYTES_PER_ELEMENT, ModelSpec
-from mist.perf.base import Replica, StepModel, StepShape, Stretch
 from mist.units import Seconds
 
 
@@ -209,35 +208,3 @@ class DraftModel(Drafts):
 def _check_overhead(seconds: float) -> None:
     if seconds < 0:
         raise InputError("pass_overhead", seconds, "must not be negative")
-
-
-class DraftedSteps:
-    """Step times of a replica that drafts: verification by the target, and ``tokens`` passes of the drafter.
-
-    The drafter's first pass takes what the target takes, prompt chunks included, as its cache must hold them
-    too; every further pass takes one token of every decoding request.
-    """
-
-    def __init__(self, target: StepModel, drafter: StepModel | None, speculation: Speculation) -> None:
-        self.target, self.drafter = target, drafter
-        self._tokens, self._overhead = speculation.tokens, speculation.pass_overhead
-
-    def step_time(self, shape: StepShape) -> float:
-        time = self.target.step_time(shape)
-        if self.drafter is None:
-            return time
-        time += self.drafter.step_time(shape) + self._overhead
-        if shape.decodes and self._tokens > 1:
-            one = self.drafter.step_time(StepShape(shape.decodes, shape.context)) + self._overhead
-            time += (self._tokens - 1) * one
-        return time
-
-    def decode_stretch(self, decodes: int, context: int) -> Stretch:
-        """One step, as nobody knows how many tokens it yields."""
-        return Stretch(1, self.step_time(StepShape(decodes, context, (), decodes * self._tokens)), 0.0)
-
-
-def drafting_replica(replica: Replica, drafter: ModelSpec) -> Replica:
-    """The drafter in place of the model: the engine's overheads are paid once a step, not once a pass."""
-    engine = replace(replica.engine, step_overhead=0.0, request_overhead=0.0, mixed_overhead=0.0)
-    return replica._replace(model=drafter, engine=engine)

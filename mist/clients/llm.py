@@ -10,7 +10,7 @@ from mist.decoding import Decoding
 from mist.kernel import Kernel
 from mist.memory.pool import BlockPool
 from mist.perf.base import StepModel, StepShape, Stretch
-from mist.perf.power import Load
+from mist.perf.power import Power
 from mist.policy import DECODES, Grant, Preempt, Ranked, Scheduler
 from mist.request import Request, Stage, Visit
 
@@ -57,7 +57,7 @@ class LLMClient:
         self._stamp = 0  # tells a leap's end from one that was cut short
         self.preemptions = self.steps = self.leaps = 0
         self.busy = 0.0  # s
-        self.power: Load | None = None
+        self.power: Power | None = None
         self.load = 0.0  # s at full utilisation, mean over devices
         self.failed = False
 

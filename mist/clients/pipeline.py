@@ -1,58 +1,57 @@
 """A replica cut into pipeline stages: as many batches in flight as stages, each request in one of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from mist.clients.convoy import Convoy, Flight, holds
 from mist.clients.line import Line, RankedLine
 from mist.clients.llm import LLMClient
+from mist.clients.stages import Stages
 from mist.kernel import Kernel
 from mist.memory.pool import BlockPool
-from mist.perf.base import StepModel, StepShape, Stretch
-from mist.perf.power import Load
+from mist.perf.base import StepShape, Stretch
 from mist.policy import Ranked, Scheduler
 from mist.request import Request
 
 EPOCH = 2**40  # steps: more than any lane takes
-
-
-class Stages:
-    """The stages of one replica, passed by batches in the order in which they were made.
-
-    A batch enters a stage when it has left the one before and its activations are here, and the batch before it
-    has left. To a lane it is a step model whose steps take from now until the last stage is done, so a
-    lane may ask once per step only.
-    """
-
-    def __init__(
-        self, kernel: Kernel, stages: Sequence[StepModel], hops: Callable[[int, int], float], loads: Sequence[Load]
-    ) -> None:
-        self.kernel, self.stages, self.hops, self.loads = kernel, stages, hops, loads
-        self.busy = self.load = 0.0  # s, mean over stages
-        self._free = [0.0] * len(stages)  # when each has done all that was sent into it
-
-    def step_time(self, shape: StepShape) -> float:
-        """Seconds until a batch made now leaves the last stage."""
-        time = self.kernel.now
-        for number, stage in enumerate(self.stages):
-            if number:
-                time += self.hops(shape.tokens, number - 1)
-            takes = stage.step_time(shape)
-            time = self._free[number] = max(time, self._free[number]) + takes
-            self.busy += takes / len(self.stages)
-        for load in self.loads:
-            self.load += load.step(shape) / len(self.stages)
-        return time - self.kernel.now
-
-    def decode_stretch(self, decodes: int, context: int) -> Stretch:
-        """One step: the next waits for what other lanes send in meanwhile."""
-        return Stretch(1, self.step_time(StepShape(decodes, context)), 0.0)
+NEAR, FAR = 32, 4096  # batches worked out ahead: after a cut, at most
 
 
 class Lane(LLMClient):
     """One of the batches in flight, with the requests that are in no other."""
 
     pipeline: "PipelineClient"
+    _flight: Flight = (0.0, 0.0)
+
+    @property
+    def flight(self) -> Flight | None:
+        """From when to when a decode-only batch passes the stages, if one does."""
+        return self._flight if self._leap is not None else None
+
+    def step_time(self, chunks: tuple[tuple[int, int], ...]) -> float:
+        return self.pipeline.stages.predicted(StepShape(self.decodes.count, self.decodes.cached, chunks))
+
+    def _run_decodes(self) -> None:
+        super()._run_decodes()
+        assert self._leap is not None
+        start, _, stretch = self._leap
+        self._flight = start, start + stretch.first
+        self.pipeline.leap()
+
+    def stand_by(self) -> None:
+        """Whatever is in flight ends when ``caught_up`` says."""
+        self._stamp += 1
+
+    def caught_up(self, steps: int, flight: Flight) -> None:
+        """So many steps have ended since, and another is in flight."""
+        if steps:
+            self.kv.extend(self.decodes, 1, steps)
+            self.decodes.advance(steps)
+            self.steps += steps
+        self._stamp += 1
+        self._flight, self._leap = flight, (flight[0], 1, Stretch(1, flight[1] - flight[0], 0.0))
+        self.kernel.at(max(flight[1], self.kernel.now), self._end_leap, self._stamp)
 
     def _end_step(self, *arguments: Any) -> None:
         super()._end_step(*arguments)
@@ -68,7 +67,8 @@ class PipelineClient:
 
     A lane makes its next batch as soon as its last one has left the last stage; whoever waits in line goes with
     the next lane that has room (vLLM's batch queue, one batch per stage). The seats are shared out
-    evenly over the lanes (SGLang, --pp-max-micro-batch-size); the token budget is a batch's.
+    evenly over the lanes (SGLang, --pp-max-micro-batch-size); the token budget is a batch's. What all lanes do
+    until one of them can change is leapt over in one event (see Convoy).
     """
 
     def __init__(
@@ -88,6 +88,9 @@ class PipelineClient:
             for share in _shares(scheduler, len(stages.stages))
         ]
         self._fetching: dict[int, Lane] = {}
+        self.failed = False
+        self._convoy: Convoy | None = None
+        self._reach = NEAR
         for number, lane in enumerate(self.lanes):
             lane.line, lane.pipeline = self.line, self
             # a lockstep set knows who was evicted by step number: no two lanes may share one
@@ -104,30 +107,76 @@ class PipelineClient:
 
     def submit(self, request: Request) -> None:
         """Put a request in line."""
+        self._cut()
         request.queued, request.started = self.kernel.now, -1.0
         self.line.join(request)
         self.stir()
 
     def expect(self, request: Request, fetch: Callable[[Request], None]) -> None:
         """Take over a prefilled request, in the lane with the fewest."""
+        self._cut()
         lane = min(self.lanes, key=lambda lane: len(lane.running) + lane.promised)
         self._fetching[request.id] = lane
         lane.expect(request, fetch)
 
     def land(self, request: Request) -> None:
         """The KV of an expected request is here."""
+        self._cut()
         self._fetching.pop(request.id).land(request)
 
-    def give_back(self, blocks: int) -> None:
-        """A request that left has been fetched: its blocks are free again."""
-        self.kv.give_back(blocks)
+    def forget(self, request: Request, granted: bool) -> None:
+        """An expected request will not come; if it was granted room, that is free again."""
+        self._cut()
+        self._fetching.pop(request.id).forget(request, granted)
         self.stir()
+
+    def give_back(self, held: Any) -> None:
+        """A request that left has been fetched: what it held is free again."""
+        self._cut()
+        self.kv.give_back(held)
+        self.stir()
+
+    def fail(self) -> None:
+        """Stop for good; requests keep the tokens of the batches that have left the last stage."""
+        self._cut()
+        self.failed = True
+        self.stages.stop()
+        for lane in self.lanes:
+            lane.fail()
 
     def stir(self) -> None:
         """Let the lanes that stand still look for work, the emptiest first."""
+        if self.failed:
+            return
         for lane in sorted(self.lanes, key=lambda lane: len(lane.running)):
             if not lane.awake and (self.line.head is not None or lane.promised):
                 lane.wake()
+
+    def leap(self) -> None:
+        """A decode-only batch was sent in: leap over those that follow, if all lanes do the like."""
+        if (
+            self._convoy is None
+            and self.line.head is None
+            and type(self.kv) is BlockPool
+            and holds(self.lanes, self.stages)
+        ):
+            convoy = Convoy(self.lanes, self.stages, self.kv.free, self._reach)
+            if convoy.batches:
+                self._convoy = convoy
+                for lane in convoy.lanes:
+                    lane.stand_by()
+                self.kernel.at(convoy.end, self._arrive, convoy)
+
+    def _arrive(self, convoy: Convoy) -> None:
+        if self._convoy is convoy:
+            self._cut()
+            self._reach = min(2 * self._reach, FAR)
+
+    def _cut(self) -> None:
+        """End a leap here."""
+        if self._convoy is not None:
+            convoy, self._convoy = self._convoy, None
+            self._reach = max(2 * convoy.settle(self.kernel.now), NEAR)
 
     @property
     def waiting(self) -> int:
@@ -142,16 +191,34 @@ class PipelineClient:
     @property
     def busy(self) -> float:
         """Seconds that a stage was at work, on average."""
-        return self.stages.busy
+        return self.stages.busy if self._convoy is None else self._convoy.busy(self.kernel.now)
+
+    @property
+    def busy_by_now(self) -> float:
+        """The same, without what is still to come of the batches in flight."""
+        self._cut()
+        return self.stages.busy_by_now
+
+    @property
+    def used_by_now(self) -> int:
+        """KV blocks in use."""
+        self._cut()
+        return self.kv.used
+
+    @property
+    def expected(self) -> int:
+        """Hand-overs that wait for room here."""
+        return sum(lane.expected for lane in self.lanes)
 
     @property
     def load(self) -> float:
         """Seconds at full utilisation, mean over devices."""
-        return self.stages.load
+        return self.stages.load if self._convoy is None else self._convoy.load(self.kernel.now)
 
     @property
     def steps(self) -> int:
-        return sum(lane.steps for lane in self.lanes)
+        ended = 0 if self._convoy is None else self._convoy.ended(self.kernel.now)
+        return sum(lane.steps for lane in self.lanes) + ended
 
     @property
     def preemptions(self) -> int:

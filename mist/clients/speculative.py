@@ -1,22 +1,22 @@
 """An engine that drafts and verifies: a decoding request gains one token a step, and every draft accepted."""
 
 from bisect import bisect_left
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from mist.clients.llm import LLMClient
 from mist.decoding import Decoding
+from mist.drafting import drafting_replica
 from mist.errors import InputError
 from mist.kernel import Kernel
-from mist.memory.pool import BlockPool
-from mist.perf.base import Replica, StepModel, StepShape
+from mist.perf.base import Replica, StepShape
 from mist.perf.footprint import check_layout
 from mist.policy import Grant, Scheduler
 from mist.request import Request
 from mist.schedulers.vllm_v1 import VllmV1
-from mist.speculation import Speculation, drafting_replica
+from mist.speculation import Speculation
 from mist.streams import stream
 
 
@@ -82,23 +82,10 @@ class SpeculativeClient(LLMClient):
 
     decodes: Members
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        name: str,
-        *,
-        scheduler: Scheduler,
-        steptimes: StepModel,
-        kv: BlockPool,
-        finished: Callable[[Request], None],
-        prefilled: Callable[[Request], None] | None = None,
-        speculation: Speculation,
-        seed: int,
-    ) -> None:
-        super().__init__(
-            kernel, name, scheduler=scheduler, steptimes=steptimes, kv=kv, finished=finished, prefilled=prefilled
-        )
-        self.decodes = Members(kv.block_tokens)
+    def __init__(self, kernel: Kernel, name: str, *, speculation: Speculation, seed: int, **engine: Any) -> None:
+        """``engine`` is an LLMClient's."""
+        super().__init__(kernel, name, **engine)
+        self.decodes = Members(self.kv.block_tokens)
         self.acceptance = Acceptance()
         self._width = 1 + speculation.tokens
         # accepted drafts = survival probabilities above a uniform draw; negated, as bisect wants them rising
@@ -191,7 +178,8 @@ def check_speculation(speculation: Speculation, replica: Replica, scheduler: Sch
     if not speculation.tokens:
         return
     if not decodes:
-        raise InputError("speculation", speculation.name, "has no effect on a pool that only prefills")
+        why = "a pool that only prefills drafts nothing; what the decode pool's drafter needs is computed here untold"
+        raise InputError("speculation", speculation.name, why)
     try:
         speculation.check(replica.model)
     except InputError as error:

@@ -1,7 +1,7 @@
 """What devices draw: idle power, and a part in proportion to how busy they are."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from mist.errors import InputError
 from mist.hardware import HardwareSpec
@@ -34,6 +34,16 @@ class LinearPower:
 
 
 LINEAR = LinearPower()
+
+
+class Power(Protocol):
+    """What steps ask of the devices of one stage, in seconds at full utilisation, mean over devices."""
+
+    def step(self, shape: StepShape) -> float:
+        """Of one step."""
+
+    def stretch(self, decodes: int, context: int, steps: int) -> float:
+        """Of ``steps`` decode-only steps from here."""
 
 
 class Load:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from mist.errors import InputError
@@ -20,8 +21,10 @@ class VllmV1:
     it fits or has preempted itself. Then, unless somebody was preempted, the head of the line, again and
     again, until it does not fit: with ``reserve_full`` its whole known sequence must fit the free blocks,
     though only this step's are taken; ``watermark``, a share of all blocks, is kept free beside it if
-    anything runs. Without ``chunked`` a waiting prompt that exceeds the budget left ends admission
-    (one longer than the whole budget, with which vLLM refuses to start, is cut all the same).
+    anything runs. Without ``chunked`` a waiting prompt that exceeds the budget left ends admission, and a
+    request longer than the whole budget is refused, as vLLM then demands max_model_len <= max_num_batched_tokens.
+    ``long_prefill_threshold`` is vLLM's resolved value: what --max-num-partial-prefills > 1 implied in older
+    versions, 4 % of max_model_len, is to be given as tokens.
     """
 
     token_budget: int = 8192
@@ -40,6 +43,11 @@ class VllmV1:
             raise InputError("long_prefill_threshold", self.long_prefill_threshold, "must not be negative")
         if not 0 <= self.watermark < 1:
             raise InputError("watermark", self.watermark, "must lie in [0, 1)")
+
+    @property
+    def longest(self) -> float:
+        """Most tokens of a request that the engine takes, prompt and answer; inf is no limit of its own."""
+        return inf if self.chunked else self.token_budget
 
     def place(self, request: Request) -> int:
         """Priority classes under the priority policy; first come, first served otherwise."""

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from mist.build import build
 from mist.errors import InputError
+from mist.inert import effective
 from mist.report.progress import Watch, amount, in_short
 from mist.report.study import Answer, console, print_answer
 from mist.slo import SLO
@@ -180,10 +181,10 @@ def _conclude(answer: Answer, watch: Watch) -> int:
 
 def replay(best: ranking.Ranked) -> dict[str, str]:
     """Commands that judge a design again as the table has it, and that simulate it at its first seed's capacity."""
-    first, count = f"seed={best.seeds[0]}", str(len(best.seeds))
+    first, count, typed = f"seed={best.seeds[0]}", str(len(best.seeds)), effective(best.overrides)
     return {
-        "capacity": shlex.join(["mist", "capacity", *best.overrides, first, "--seeds", count]),
-        "simulate": shlex.join(["mist", "simulate", *best.overrides, first, f"workload.rate={best.rates[0]!r}"]),
+        "capacity": shlex.join(["mist", "capacity", *typed, first, "--seeds", count]),
+        "simulate": shlex.join(["mist", "simulate", *typed, first, f"workload.rate={best.rates[0]!r}"]),
     }
 
 

@@ -145,7 +145,11 @@ def drawn_faults(draw: st.DrawFn) -> DrawnFaults:
 @st.composite
 def pool_fields(draw: st.DrawFn, role: str, blocks: int, scaled: bool) -> dict[str, Any]:
     batch, extra = draw(st.sampled_from([1, 3, 15])), draw(st.integers(1, 64))
-    kind = draw(st.sampled_from(["plain", "plain", "prefixes", "swap", "drafts", "drafts and prefixes", "parallel"]))
+    kind = draw(
+        st.sampled_from(
+            ["plain", "plain", "prefixes", "swap", "drafts", "drafts and prefixes", "parallel", "parallel prefixes"]
+        )
+    )
     fields: dict[str, Any] = {
         "role": role,
         "scheduler": draw(st.sampled_from(SCHEDULERS)),
@@ -163,7 +167,7 @@ def pool_fields(draw: st.DrawFn, role: str, blocks: int, scaled: bool) -> dict[s
     drafts = draw(st.sampled_from([1, 4])) if "drafts" in kind and role != "prefill" else 0
     if drafts:
         fields["speculation"] = NGram(tokens=drafts, acceptance=draw(st.sampled_from([0.0, 0.6, 1.0])))
-    if kind == "parallel":
+    if "parallel" in kind:
         fields |= draw(st.sampled_from([{"tp": 2}, {"pp": 2}, {"dp": 2}, {"dp": 2, "ep": 2}, {"dp": 2, "pp": 2}]))
     if scaled:
         policy = draw(st.sampled_from(SCALING_POLICIES))

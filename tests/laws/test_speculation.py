@@ -348,3 +348,57 @@ def test_what_cannot_work_or_has_no_effect_is_refused(overrides, field, why):
 def test_a_pool_that_only_prefills_cannot_speculate(small_pool):
     with pytest.raises(InputError, match="only prefills"):
         small_pool(ngram(1, 0.5), role="prefill")
+
+
+# drafting beside the model
+
+
+def test_the_drafters_passes_draw_power(make_pool, make_scenario, sheet, drawn):
+    draft = {"_target_": MODEL, "model": sheet("model", "llama-3.2-1b"), "tokens": 4, "acceptance": 0.0}
+    pool = make_pool(speculation=draft)
+    (load,), (target,) = pool.loads(), make_pool().loads()
+    (drafter,) = make_pool(model="llama-3.2-1b").loads()
+    shape = StepShape(8, 4000, ((300, 0),), 32)
+    passes = drafter.step(shape) + 3 * drafter.step(StepShape(8, 4000))
+    assert load.step(shape) == pytest.approx(target.step(shape) + passes)
+    # a lookup verifies the same drafts on the same device, in less time and with less energy
+    results = []
+    for speculation in (draft, ngram(4, 0.0)):
+        scenario = make_scenario(make_pool(speculation=speculation), drawn(n=100))
+        results.append(serve(scenario, scenario.workload.traffic(1), 0.2))
+    assert results[0].joules_per_token > 1.02 * results[1].joules_per_token
+
+
+@pytest.fixture
+def apart(make_pool, drive):
+    """One request through a prefill and a decode pool that drafts so."""
+
+    def of(drafts, prompt=2000, bandwidth=1e9):
+        fields = {"prefill": {}, "decode": {} if drafts is None else {"speculation": drafts}}
+        pools = {role: make_pool(role=role, scheduler="vllm_v1", **more) for role, more in fields.items()}
+        return drive(pools, [(0.0, prompt, 2)], LinkSpec("wire", bandwidth, 0.0))
+
+    return of
+
+
+def test_the_drafters_cache_is_computed_and_handed_over_with_the_models(apart, make_pool, sheet):
+    draft = {"_target_": MODEL, "model": sheet("model", "llama-3.2-1b"), "tokens": 4, "acceptance": 0.0}
+    plain, lookup, drafted = (apart(drafts).requests[0] for drafts in (None, ngram(4, 0.0), draft))
+    assert (lookup.first_token, lookup.visits[1]) == (plain.first_token, plain.visits[1])
+    free = {"step_overhead": 0.0, "request_overhead": 0.0, "mixed_overhead": 0.0}  # paid once a step
+    small = make_pool(model="llama-3.2-1b", engine=free)
+    alone = small.steptimes()[0].step_time(StepShape(0, 0, ((2000, 0),)))
+    assert drafted.first_token - plain.first_token == pytest.approx(alone)
+    sent = [request.visits[1].finished - request.visits[1].started for request in (plain, drafted)]
+    assert sent[1] - sent[0] == pytest.approx(2000 * small.model.kv_bytes_per_token / 1e9)
+
+
+def test_a_prefill_pool_that_cannot_run_the_drafter_is_refused(make_pool, make_scenario, sheet):
+    decode = make_pool(role="decode", speculation=sheet("speculation", "eagle"))
+    for more, message in (
+        ({"pp": 2}, r"pools\.prefill\.pp = 2: prefills for .* one stage"),
+        ({"preemption": "swap"}, r"pools\.prefill\.preemption = swap: prefills for .* not swapped"),
+    ):
+        pools = {"prefill": make_pool(role="prefill", **more), "decode": decode}
+        with pytest.raises(InputError, match=message):
+            make_scenario(pools, link=LinkSpec("wire", 1e9, 0.0))

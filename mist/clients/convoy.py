@@ -1,0 +1,150 @@
+"""Decode-only batches that follow each other through pipeline stages, with nothing else to do."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from mist.clients.stages import Passage, Stages
+from mist.decoding import Decoding
+
+Flight = tuple[float, float]  # s, when a batch was sent in and when it has left the last stage
+
+
+class Decoder(Protocol):
+    """A lane, as far as it decodes."""
+
+    decodes: Decoding
+
+    @property
+    def flight(self) -> Flight | None: ...
+    @property
+    def awake(self) -> bool: ...
+    @property
+    def promised(self) -> int: ...
+    @property
+    def prefilling(self) -> object: ...
+    @property
+    def running(self) -> object: ...
+    def caught_up(self, steps: int, flight: Flight) -> None: ...
+    def stand_by(self) -> None: ...
+
+
+class Batch(NamedTuple):
+    """One more step of a lane, sent in when its last one was done."""
+
+    lane: int
+    flight: Flight
+    passage: Passage
+    busy: float  # s, of the stages, this batch included
+
+
+class Pace(NamedTuple):
+    """What a lane's batches take in one stage: ``hop`` to get there, ``first`` and ``slope`` times their number."""
+
+    hop: float
+    first: float
+    slope: float
+
+
+class Convoy:
+    """What the lanes of a pipeline do until one of them can change: a member leaves, or memory runs out.
+
+    Worked out in one go, batch by batch, from the linear step times of each stage: what the lanes would do one event
+    at a time, but for rounding. It holds while nobody is in line and no lane computes a prompt. Whatever happens
+    meanwhile cuts it: batches not sent in by that instant are taken back.
+    """
+
+    def __init__(self, lanes: Sequence[Decoder], stages: Stages, free: int, most: int) -> None:
+        self.lanes, self.stages = [lane for lane in lanes if lane.decodes.count], stages
+        self.batches: list[Batch] = []
+        self.end = self._send(free, most)  # s, when a lane's next step is not like its last
+        self._sent = [batch.flight[0] for batch in self.batches]
+
+    def _paces(self, decodes: Decoding) -> tuple[list[Pace], int]:
+        """Of one lane in each stage, and the steps for which they hold."""
+        stretches = [stage.decode_stretch(decodes.count, decodes.cached) for stage in self.stages.stages]
+        hops = [hop[decodes.count] for hop in self.stages.hops]
+        paces = [Pace(hop, stretch.first, stretch.slope) for hop, stretch in zip(hops, stretches, strict=True)]
+        return paces, int(min(decodes.steps_to_leaver(), *(stretch.steps for stretch in stretches)))
+
+    def _send(self, free: int, most: int) -> float:
+        decodes = [lane.decodes for lane in self.lanes]
+        done = [lane.flight[1] for lane in self.lanes if lane.flight is not None]
+        paces, last = zip(*[self._paces(each) for each in decodes], strict=True)
+        taken = [1] * len(decodes)  # steps, the one in flight included
+        busy, share, before = self.stages.busy, 1 / len(self.stages.stages), self.stages.passages[-1]
+        while True:
+            now = min(done)
+            lane = done.index(now)
+            step = taken[lane]
+            due = len(decodes[lane].due(step))
+            if step >= last[lane] or due > free or len(self.batches) == most:
+                return now
+            free -= due
+            taken[lane] += 1
+            time, passage = now, Passage()
+            for (hop, first, slope), (_, clear) in zip(paces[lane], before, strict=True):
+                begin = max(time + hop, clear)
+                time = begin + first + step * slope
+                busy += (time - begin) * share
+                passage.append((begin, time))
+            before, done[lane] = passage, time
+            self.batches.append(Batch(lane, (now, time), passage, busy))
+
+    def busy(self, now: float) -> float:
+        """The stages' ``busy`` with the batches sent in by now."""
+        number = bisect_right(self._sent, now)
+        return self.batches[number - 1].busy if number else self.stages.busy
+
+    def load(self, now: float) -> float:
+        """The stages' ``load`` with the same."""
+        return self.stages.load + self._load(self._steps(self.batches[: bisect_right(self._sent, now)]))
+
+    def _steps(self, batches: Sequence[Batch]) -> list[int]:
+        """Of each lane."""
+        steps = [0] * len(self.lanes)
+        for batch in batches:
+            steps[batch.lane] += 1
+        return steps
+
+    def _load(self, steps: Sequence[int]) -> float:
+        """Seconds at full utilisation of so many steps of each lane, after the one in flight."""
+        total = 0.0
+        for lane, number in zip(self.lanes, steps, strict=True):
+            count, context = lane.decodes.count, lane.decodes.cached
+            if number:
+                total += sum(load.stretch(count, context + count, number) for load in self.stages.loads)
+        return total / len(self.stages.stages)
+
+    def ended(self, now: float) -> int:
+        """Steps ended by now that the lanes do not know of yet."""
+        return bisect_right(self._sent, now)  # each was sent in when one ended
+
+    def settle(self, now: float) -> int:
+        """Put the stages and every lane where they are now, each with a batch in flight; how many were sent in."""
+        kept = self.batches[: bisect_left(self._sent, now)] if now < self.end else self.batches
+        steps, flights = self._steps(kept), [lane.flight for lane in self.lanes]
+        if kept:
+            self.stages.passed(kept[-1].busy, self._load(steps), [batch.passage for batch in kept])
+        for batch in kept:
+            flights[batch.lane] = batch.flight
+        for lane, ended, flight in zip(self.lanes, steps, flights, strict=True):
+            assert flight is not None
+            lane.caught_up(ended, flight)
+        return len(kept)
+
+
+def holds(lanes: Sequence[Decoder], stages: Stages) -> bool:
+    """Whether all that lanes have in flight are decode-only batches whose like may follow."""
+    return all(_stands_still(lane) or _goes_on(lane, stages) for lane in lanes)
+
+
+def _stands_still(lane: Decoder) -> bool:
+    return not (lane.awake or lane.running or lane.promised)
+
+
+def _goes_on(lane: Decoder, stages: Stages) -> bool:
+    if lane.flight is None or lane.prefilling or lane.promised:
+        return False
+    now = lane.decodes.count, lane.decodes.cached
+    return all(stage.decode_stretch(*now).steps > 1 for stage in stages.stages)

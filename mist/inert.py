@@ -1,0 +1,86 @@
+"""Options that were typed and change nothing for the deployment they were typed for.
+
+Most such options are refused where they are built. These are not, because whether they matter depends on what a sweep
+varies beside them, or because a data sheet carries them for whoever wants them; so what was typed is looked at.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mist.build import build
+from mist.compose import compose
+from mist.errors import InputError
+from mist.node import ISOLATED
+from mist.overrides import Override, parse
+from mist.pool import PoolSpec
+from mist.scenario import Scenario
+
+
+def refuse_inert(overrides: Sequence[str], config: Mapping[str, Any]) -> None:
+    """InputError, with what would make it matter, for the first of ``overrides`` that ``config`` does not depend on."""
+    for override, why in _inert(overrides, config):
+        raise InputError(override.name, override.raw, f"has no effect: {why}")
+
+
+def effective(overrides: Sequence[str]) -> list[str]:
+    """Those that matter to the deployment they describe together: what it can be typed with."""
+    try:
+        idle = {override.text for override, _ in _inert(overrides, None)}
+    except InputError:  # told better by whoever builds it
+        return list(overrides)
+    return [text for text in overrides if text not in idle]
+
+
+def _inert(overrides: Sequence[str], config: Mapping[str, Any] | None) -> Iterator[tuple[Override, str]]:
+    looks = {"node": _node, "priority": _priority, "expert_skew": _skew}
+    typed = [(override, looks[key]) for override in map(parse, overrides) for key in looks if key in override.address]
+    if not typed:
+        return
+    scenario = build(Scenario, compose(overrides) if config is None else config)
+    for override, look in typed:
+        if why := look(override, scenario):
+            yield override, why
+
+
+def _node(override: Override, scenario: Scenario) -> str:
+    """Why ``[pool.]node[.option]`` does not matter; empty if it does."""
+    pools, option = _spoken_to(override, scenario)
+    if option[0] != "node" or all(spec.node == ISOLATED for spec in pools) or any(map(_uses_node, pools)):
+        return ""
+    spec = pools[0]
+    beyond = min(spec.replica.domain, spec.hardware.scale_up_devices)
+    layout = f"the replica's {spec.replica.devices} x {spec.hardware.name} lie in one scale-up domain"
+    return f"{layout}; a layout of more than {beyond} (tp, dp, pp) would use it"
+
+
+def _uses_node(spec: PoolSpec) -> bool:
+    """Whether the layout's times or its being possible at all depend on the node."""
+    devices, node = spec.replica.devices, spec.node
+    if devices == 1:
+        return False
+    return not node.peer_to_peer or devices > min(spec.replica.domain, spec.hardware.scale_up_devices)
+
+
+def _priority(override: Override, scenario: Scenario) -> str:
+    """Why ``workload.classes.<name>.priority`` does not matter; empty if it does."""
+    if override.address[0] != "workload" or override.address[-1] != "priority":
+        return ""
+    if any(getattr(spec.scheduler, "policy", "") == "priority" for spec in scenario.pools.values()):
+        return ""
+    return "no scheduler looks at it; scheduler=vllm_v1 scheduler.policy=priority does"
+
+
+def _skew(override: Override, scenario: Scenario) -> str:
+    """Why ``[pool.]perf.expert_skew`` does not matter; empty if it does."""
+    pools, option = _spoken_to(override, scenario)
+    if option != ["perf", "expert_skew"] or any(spec.ep > 1 for spec in pools):
+        return ""
+    return "experts are spread over devices only with ep > 1"
+
+
+def _spoken_to(override: Override, scenario: Scenario) -> tuple[list[PoolSpec], list[str]]:
+    """The pools an address speaks to, and the rest of it."""
+    first, *rest = override.address
+    if first in scenario.pools and rest:
+        return [scenario.pools[first]], rest
+    return list(scenario.pools.values()), [first, *rest]

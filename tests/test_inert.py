@@ -1,0 +1,62 @@
+"""What was typed has an effect, or is refused with what would give it one."""
+
+import pytest
+
+from mist.compose import compose
+from mist.errors import InputError
+from mist.inert import effective, refuse_inert
+from mist.simulate import simulate
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["node=hgx-h100"],
+            r"node = hgx-h100: has no effect: the replica's 1 x h100 lie .* more than 8 \(tp, dp, pp\)",
+        ),
+        (["node=hgx-h100", "tp=8"], "node = hgx-h100: has no effect: the replica's 8 x h100"),
+        (["node=pcie-box"], "node = pcie-box: has no effect"),
+        (["llm.node=hgx-h100", "node.latency=1ms"], r"llm\.node = hgx-h100: has no effect"),
+        (["cluster=disaggregated", "prefill.node=hgx-h100", "decode.tp=8"], r"prefill\.node = hgx-h100: has no effect"),
+        (["perf.expert_skew=0.5"], r"perf\.expert_skew = 0\.5: has no effect: .* ep > 1"),
+        (
+            ["workload=two_class", "workload.classes.batch.priority=5"],
+            r"workload\.classes\.batch\.priority = 5: has no effect: .* scheduler\.policy=priority does",
+        ),
+    ],
+)
+def test_what_changes_nothing_is_refused(overrides, message):
+    with pytest.raises(InputError, match=message):
+        refuse_inert(overrides, compose(overrides))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["node=isolated"],
+        ["node=hgx-h100", "tp=8", "pp=2", "model=llama-3.1-70b"],
+        ["node=pcie-box", "tp=2", "hardware=l40s"],
+        ["node=nvl72", "tp=16", "model=llama-3.1-70b"],  # one domain, but wider than the sheet's
+        ["cluster=disaggregated", "node=pcie-box", "decode.tp=2"],  # one of the two pools uses it
+        ["perf.expert_skew=0.5", "model=mixtral-8x7b", "tp=2", "ep=2"],
+        ["workload=two_class"],  # its file's priorities were not typed
+        ["workload=two_class", "workload.classes.batch.priority=5", "scheduler=vllm_v1", "scheduler.policy=priority"],
+    ],
+)
+def test_what_changes_something_or_was_not_typed_is_accepted(overrides):
+    refuse_inert(overrides, compose(overrides))
+    assert effective(overrides) == overrides
+
+
+def test_what_is_called_inert_changes_no_figure():
+    load = ["workload.requests=60", "workload.rate=3"]
+    for typed in (["node=hgx-h100", "tp=2"], ["node=pcie-box"]):
+        kept = effective([*typed, *load])
+        assert kept == [*typed[1:], *load]
+        one, other = (simulate(compose(overrides)).to_json() for overrides in ([*typed, *load], kept))
+        for figures in (one, other):
+            for pool in figures["pools"].values():
+                pool.pop("node")
+        assert one == other
