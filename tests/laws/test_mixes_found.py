@@ -1,14 +1,18 @@
 """What random mixes of features found, each shrunk to a law of its own."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mist.autoscalers.target_utilization import TargetUtilization
 from mist.faults import DrawnFaults, GivenFaults, Outage
 from mist.fleet import Autoscale
 from mist.handover import HandoverSpec
 from mist.network import LinkSpec
+from mist.policy import PoolView
 from mist.request import RequestClass, Stage
 
 STEP, TOKEN, CACHED = 1e-3 * 2**0.5, 1e-5 * 3**0.5, 1e-6 * 5**0.5
@@ -20,6 +24,17 @@ class Same:
 
     def key(self, block, block_tokens):
         return block, block_tokens
+
+
+@dataclass(frozen=True)
+class Watching:
+    """An autoscaling policy that keeps what it saw, and a pool of three as it is."""
+
+    seen: list[PoolView]
+
+    def replicas(self, view):
+        self.seen.append(view)
+        return 3
 
 
 @pytest.fixture
@@ -52,15 +67,41 @@ def test_an_autoscaler_sees_the_memory_that_a_leap_has_taken_so_far(pool, drive)
     assert fast == slow
 
 
-def test_an_idle_pool_scales_to_nothing_whatever_its_clients_did(pool, drive):
-    """Seconds of stepping are summed over clients that come and go: no rounding may look like work."""
-    scaling = Autoscale(TargetUtilization("busy", 0.5, 0.1), 0.02, 0.05, 0.2, 0, 3)
-    load, faults = [(0.23 * i, 9, 19 + 3 * i) for i in range(8)], DrawnFaults(1.0, 0.005, "lose", 0)
-    run = drive(pool(autoscaler=scaling), load, faults=faults, seed=19, until=3.0)
-    for span in run.cluster.pools["llm"].fleet.history():
-        if span.state == "starting":
-            lately = span.since - 1.01 * scaling.interval
-            assert any(r.arrived <= span.since and r.visits[-1].finished >= lately for r in run.requests)
+def test_an_idle_pool_was_busy_for_exactly_no_time_whatever_its_clients_did(pool, drive):
+    """Seconds of stepping are summed over clients that come and go: in another order they must give the same sum."""
+    load, faults = [(0.23 * i, 9, 19 + 3 * i) for i in range(20)], DrawnFaults(0.4, 0.005, "lose", 0)
+    idle = 0
+    for seed in range(5):
+        policy = Watching([])
+        served = pool(replicas=3, autoscaler=Autoscale(policy, 0.02, 0.05, 0.0, 0, 3))
+        run = drive(served, load, faults=faults, seed=seed, until=6.0)
+        assert run.cluster.pools["llm"].fleet.failures
+        for number, view in enumerate(policy.seen):
+            since, until = 0.05 * number, 0.05 * (number + 1)
+            if not any(since - STEP <= v.finished and v.started <= until for r in run.requests for v in r.visits):
+                assert view.busy == 0.0
+                idle += 1
+    assert idle > 100
+
+
+def test_a_pool_at_its_target_of_use_stays_as_it_is_stepping_or_leaping(pool, drive):
+    """One of two replicas is busy throughout: half the time but for rounding, and rounding orders no replica."""
+    one = pool(replicas=2, autoscaler=Autoscale(TargetUtilization("busy", 0.5, 0.0), 0.02, 0.05, 0.0, 2, 4))
+    for late in range(5):
+        for twin in (False, True):
+            run = drive(one, [(0.003 * late, 9, 400)], one_by_one=twin, until=0.7)
+            history = run.cluster.pools["llm"].fleet.history()
+            assert [span[:3] for span in history] == [(0, "up", 0.0), (1, "up", 0.0)]
+
+
+@given(data=st.data())
+def test_a_share_that_is_the_target_times_a_whole_number_wants_that_many_whatever_was_rounded(data):
+    up = data.draw(st.integers(1, 64))
+    percent, wanted = data.draw(st.integers(1, 100)), data.draw(st.integers(1, 64))
+    exact, noise = Fraction(wanted * percent, 100 * up), data.draw(st.floats(-1e-13, 1e-13))
+    policy = TargetUtilization("busy", percent / 100, 0.0)
+    view = PoolView(up, up, 0, up, 0.0, float(exact) * (1 + noise), None)
+    assert policy.replicas(view) == wanted
 
 
 def test_who_waits_for_room_behind_a_claim_that_is_given_up_gets_it(pool, drive):
