@@ -1,6 +1,6 @@
 """What random mixes of features found, each shrunk to a law of its own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 
 import pytest
@@ -8,12 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mist.autoscalers.target_utilization import TargetUtilization
+from mist.clients.llm import LLMClient
 from mist.faults import DrawnFaults, GivenFaults, Outage
 from mist.fleet import Autoscale
 from mist.handover import HandoverSpec
+from mist.kernel import Kernel
+from mist.memory.pool import BlockPool
 from mist.network import LinkSpec
-from mist.policy import PoolView
-from mist.request import RequestClass, Stage
+from mist.policy import Grant, PoolView, Preempt
+from mist.request import Request, RequestClass, Stage
+from mist.schedulers.chunked_prefill import ChunkedPrefill
 
 STEP, TOKEN, CACHED = 1e-3 * 2**0.5, 1e-5 * 3**0.5, 1e-6 * 5**0.5
 
@@ -132,3 +136,61 @@ def test_a_wait_for_a_hand_over_begins_when_the_prompt_is_computed_again(pool, d
     assert request.retries > 0
     assert [v.stage for v in request.visits].count(Stage.DECODE) > 1
     assert all(v.queued <= v.started <= v.finished for v in request.visits)
+
+
+@pytest.mark.parametrize("threshold", [0, 1, 2, 9])
+def test_a_prompt_beyond_the_budget_is_cut_though_chunking_is_off_whatever_the_long_prefill_threshold(
+    threshold, pool, drive
+):
+    limits = {"token_budget": 2, "max_running": 1, "chunked": False, "long_prefill_threshold": threshold}
+    run = drive(pool(scheduler="vllm_v1", limits=limits), [(0.0, 26, 3), (0.0, 17, 3), (0.0, 1, 3)])
+    assert run.cluster.completed == 3
+
+
+@pytest.mark.parametrize("granted", [True, False])
+def test_a_claim_that_is_forgotten_lets_the_next_in_line_have_the_room_at_once(granted, linear):
+    """Nothing else happens at the client: nobody would look again."""
+    kernel, kv, given = Kernel(), BlockPool(10, 4), []
+    client = LLMClient(
+        kernel, "decode/0", scheduler=ChunkedPrefill(64, 4), steptimes=linear(1.0), kv=kv, finished=lambda _: None
+    )
+    ahead, large, small = (Request(id_, 0.0, tokens, 5) for id_, tokens in enumerate((16, 36, 8)))
+    for claim in (large, small) if granted else (ahead, large, small):
+        claim.computed = claim.input
+        client.expect(claim, given.append)
+    kernel.run()
+    assert given == [large if granted else ahead]
+    client.forget(large, granted)
+    kernel.run()
+    assert given[1:] == [small]
+    assert kv.used == sum(claim.input // 4 for claim in given if claim is not large)
+
+
+@pytest.mark.parametrize("prefix_caching", [False, True])
+def test_who_gave_way_gets_nothing_in_the_step_that_took_its_memory(
+    prefix_caching, scheduler_name, pool, drive, poisson
+):
+    """Where prompts go in short chunks, several are begun at a time, and an older one may take a younger one's blocks."""
+    limits = {"token_budget": 40, "max_running": 8}
+    one = pool(scheduler=scheduler_name, kv_blocks=16, prefix_caching=prefix_caching, limits=limits)
+    short = {"long_prefill_threshold": 3} if hasattr(one.scheduler, "long_prefill_threshold") else {}
+    one = replace(one, scheduler=recorded(replace(one.scheduler, **short)))
+    run = drive(one, poisson(5, 60, 1000.0, (1, 40), (1, 20)))
+    assert run.clients[0].preemptions
+    assert run.cluster.in_flight == 0
+
+
+def recorded(scheduler):
+    """The same scheduler, whose every step is looked at."""
+
+    def schedule(self, view):
+        gone = set()
+        for decision in kind.schedule(self, view):
+            if isinstance(decision, Preempt):
+                gone.add(decision.request.id)
+            assert not isinstance(decision, Grant) or decision.request.id not in gone
+            yield decision
+
+    kind = type(scheduler)
+    options = {field.name: getattr(scheduler, field.name) for field in fields(scheduler)}
+    return type(kind.__name__, (kind,), {"schedule": schedule})(**options)
