@@ -56,6 +56,11 @@ class Side:
         self.pool.extend(self.decodes, 0, 1)
         return [request.id for request in self.decodes.advance(1)]
 
+    def come_back(self, id_, sampled):
+        """Somewhere else it gained tokens, and lost its cache."""
+        request = self.requests[id_]
+        request.known, request.computed, request.left = request.known + sampled, 0, 5
+
     def evict(self, id_):
         request = self.requests[id_]
         if request.joined >= 0:
@@ -104,11 +109,13 @@ def test_every_block_is_where_the_twin_has_it(seed, one_by_one, plain_prefix_poo
         assert sides[0].lookups(states["waiting"]) == sides[1].lookups(states["waiting"])
 
 
-def act(random, sides, states, drafting):
+def act(random, sides, states, drafting):  # noqa: PLR0912, PLR0915
     """Something that a client may do next, done on both sides; nothing if it cannot be."""
     both = lambda name, *arguments: [getattr(side, name)(*arguments) for side in sides]  # noqa: E731
     pool, requests = sides[0].pool, sides[0].requests
-    doing = random.choice(["wait", "admit", "grow", "decode", "step", "step", "evict", "detach", "give back", "fetch"])
+    doing = random.choice(
+        ["wait", "admit", "grow", "decode", "step", "step", "evict", "detach", "give back", "fetch", "come back"]
+    )
     if doing == "wait" and len(states["waiting"]) < 4:
         id_ = len(requests)
         content = Family(random.randrange(2), id_, random.choice([0, 6, 24])) if random.random() < 0.8 else None
@@ -147,6 +154,10 @@ def act(random, sides, states, drafting):
         id_ = random.choice(states["prefilling"])
         move(states, id_, "prefilling", "held")
         both("detach", id_)
+    elif doing == "come back" and states["held"]:
+        id_ = random.choice(states["held"])
+        move(states, id_, "held", "waiting")
+        both("come_back", id_, random.randint(0, 9))
     elif doing == "give back" and sides[0].held:
         both("give_back")
     elif doing == "fetch" and states["waiting"]:
@@ -170,6 +181,19 @@ def test_a_claim_of_a_whole_cache_can_be_hit_by_the_next_prompt(plain_prefix_poo
         assert pool.hit(second) == 12
         pool.release(first)
         assert (pool.used, pool.hit(second), pool.need(second, 13)) == (0, 12, 4)
+
+
+def test_who_comes_back_with_more_tokens_finds_what_is_cached_of_those_too(plain_prefix_pool):
+    """Its replica failed where it decoded, and nothing has changed since in the pool that first computed its prompt."""
+    for pool in (PrefixPool(40, BLOCK_TOKENS), plain_prefix_pool(40, BLOCK_TOKENS)):
+        long, back = (Request(id_, 0.0, tokens, 9, content=Family(0, id_, 48)) for id_, tokens in ((0, 20), (1, 10)))
+        pool.admit(long)
+        pool.grow(long, 20)
+        pool.admit(back)
+        pool.grow(back, 2)
+        pool.release(back)
+        back.known, back.computed = 19, 0
+        assert pool.hit(back) == 16
 
 
 @pytest.mark.parametrize("drafts", [0, 3])
