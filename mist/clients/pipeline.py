@@ -1,5 +1,6 @@
 """A replica cut into pipeline stages: as many batches in flight as stages, each request in one of them."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,8 +29,20 @@ class Stages:
         self, kernel: Kernel, stages: Sequence[StepModel], hops: Callable[[int, int], float], loads: Sequence[Load]
     ) -> None:
         self.kernel, self.stages, self.hops, self.loads = kernel, stages, hops, loads
-        self.busy = self.load = 0.0  # s, mean over stages
+        self.load = 0.0  # s, mean over stages
+        self._sent = 0.0  # s of work, mean over stages, some of it still ahead
+        self._ahead: list[deque[tuple[float, float]]] = [deque() for _ in stages]  # from when to when, by stage
         self._free = [0.0] * len(stages)  # when each has done all that was sent into it
+
+    @property
+    def busy(self) -> float:
+        """Seconds that a stage has been at work, on average, up to now."""
+        now, ahead = self.kernel.now, 0.0
+        for batches in self._ahead:
+            while batches and batches[0][1] <= now:
+                batches.popleft()
+            ahead += sum([end - max(start, now) for start, end in batches])
+        return max(self._sent - ahead / len(self.stages), 0.0)  # sums that should cancel leave 1e-18
 
     def step_time(self, shape: StepShape) -> float:
         """Seconds until a batch made now leaves the last stage."""
@@ -37,9 +50,10 @@ class Stages:
         for number, stage in enumerate(self.stages):
             if number:
                 time += self.hops(shape.tokens, number - 1)
-            takes = stage.step_time(shape)
-            time = self._free[number] = max(time, self._free[number]) + takes
-            self.busy += takes / len(self.stages)
+            takes, start = stage.step_time(shape), max(time, self._free[number])
+            time = self._free[number] = start + takes
+            self._sent += takes / len(self.stages)
+            self._ahead[number].append((start, time))
         for load in self.loads:
             self.load += load.step(shape) / len(self.stages)
         return time - self.kernel.now

@@ -340,6 +340,7 @@ def conserved(served: Served) -> None:
         assert all(count >= 0 for count in pool.outstanding)
         for client in pool.clients:
             assert 0 <= client.kv.used <= client.kv.peak <= client.kv.total
+            assert 0 <= client.busy <= now * (1 + 1e-9)
             for lane in lanes(client):
                 assert len(lane.running) <= lane.scheduler.max_running
                 assert lane.decodes.count <= len(lane.running)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mist.autoscalers.queue_length import QueueLength
 from mist.autoscalers.target_utilization import TargetUtilization
 from mist.clients.llm import LLMClient
 from mist.faults import DrawnFaults, GivenFaults, Outage
@@ -18,6 +19,8 @@ from mist.network import LinkSpec
 from mist.policy import Grant, PoolView, Preempt
 from mist.request import Request, RequestClass, Stage
 from mist.schedulers.chunked_prefill import ChunkedPrefill
+from mist.simulate import serve
+from mist.speculation import NGram
 
 STEP, TOKEN, CACHED = 1e-3 * 2**0.5, 1e-5 * 3**0.5, 1e-6 * 5**0.5
 
@@ -194,3 +197,28 @@ def recorded(scheduler):
     kind = type(scheduler)
     options = {field.name: getattr(scheduler, field.name) for field in fields(scheduler)}
     return type(kind.__name__, (kind,), {"schedule": schedule})(**options)
+
+
+def test_no_pipeline_stage_has_worked_for_longer_than_the_clock_has_run(pool, drive):
+    """Batches that have been sent in are work ahead: a run may be looked at, or end, before they are through."""
+
+    def looked_at(run):
+        assert 0 <= run.clients[0].busy <= run.kernel.now * (1 + 1e-12)
+
+    run = drive(pool(pp=2), [(0.0, 200, 9), (0.0, 300, 5), (0.004, 90, 30)], after_each=looked_at)
+    assert run.clients[0].busy > 0.5 * run.kernel.now
+
+
+def test_watts_of_a_device_are_those_of_the_devices_that_were_rented_and_drafts_those_of_all_replicas(
+    make_pool, make_scenario, drawn
+):
+    """Replicas come and go: neither the number at the beginning nor those left at the end are all."""
+    scaling = Autoscale(QueueLength(1.0, 2.0), 0.5, 0.2, 0.2, 0, 8)
+    served = make_pool(autoscaler=scaling, speculation=NGram(tokens=2, acceptance=0.5))
+    scenario = make_scenario(served, drawn(n=100, answer=80.0))
+    result = serve(scenario, scenario.workload.traffic(3), 12.0)
+    report, device = result.pools["llm"], served.hardware
+    assert report.fleet.most > 3 * served.replicas
+    assert device.idle_power < report.watts < device.power
+    answered = sum(request.output - 1 for request in result.requests if request.finished >= 0)
+    assert report.speculation.accepted + report.speculation.drafted / 2 >= answered  # a verification drafts two
