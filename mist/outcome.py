@@ -146,6 +146,7 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float, window: Observed) -> P
     fleet = _fleet(pool, window)
     replicas = spec.replicas if fleet is None else fleet.mean_replicas
     up_seconds = spec.replicas * elapsed if fleet is None else fleet.up_seconds
+    rented = spec.devices * elapsed if fleet is None else spec.replica.devices * fleet.replica_seconds
     return PoolReport(
         model=spec.model.name,
         hardware=spec.hardware.name,
@@ -166,7 +167,7 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float, window: Observed) -> P
         layout=" x ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1),
         node=spec.node.name,
         joules=drawn,
-        watts=drawn / (spec.devices * elapsed),
+        watts=drawn / rented if rented else 0.0,
         speculation=_speculation(pool),
         fleet=fleet,
         prefix=prefix_use([client.kv for client in clients]),
@@ -197,7 +198,7 @@ def _speculation(pool: Pool) -> SpeculationReport | None:
     drafts = pool.spec.speculation
     if not drafts.tokens:
         return None
-    counts = [client.acceptance for client in pool.clients if isinstance(client, SpeculativeClient)]
+    counts = [client.acceptance for client in pool.everybody if isinstance(client, SpeculativeClient)]
     verifications, drafted, accepted = (
         sum(getattr(count, name) for count in counts) for name in ("verifications", "drafted", "accepted")
     )

@@ -20,6 +20,8 @@ from mist.build import build
 from mist.clients import llm
 from mist.cluster import Cluster
 from mist.kernel import Kernel
+from mist.memory.pool import BlockPool
+from mist.memory.prefix import PrefixUse
 from mist.model import ModelSpec
 from mist.network import LinkSpec
 from mist.perf.base import PerfModel, Replica, StepModel, StepShape, Stretch
@@ -140,6 +142,114 @@ class OneByOne:
                     self.leave(request)
                     done.append(request)
         return done
+
+
+class PlainPrefixPool(BlockPool):
+    """The slow twin of mist.memory.prefix.PrefixPool: one free list, and the whole pool searched at every lookup.
+
+    vLLM V1's rules as its documentation gives them: the free list is taken from its front; a block keeps its content
+    until it is taken; whoever leaves frees the tail first, blocks without content to the front, the others to the end.
+    """
+
+    def __init__(self, total: int, block_tokens: int) -> None:
+        super().__init__(total, block_tokens)
+        self.queue = list(range(total))  # the free list
+        self.holders = [0] * total  # requests that hold each block
+        self.contents: list[Any] = [None] * total  # of each block; None is not known
+        self.registered: list[int] = []  # blocks with content, the latest last
+        self.hit_tokens = self.looked_up_tokens = 0
+
+    def use(self) -> PrefixUse:
+        return PrefixUse(self.hit_tokens, self.looked_up_tokens)
+
+    def key(self, request: Request, index: int) -> Any:
+        return (request.id, index) if request.content is None else request.content.key(index, self.block_tokens)
+
+    def chain(self, request: Request) -> list[int]:
+        blocks: list[int] = []
+        while (len(blocks) + 1) * self.block_tokens < request.known:
+            key = self.key(request, len(blocks))
+            found = [block for block in self.registered if self.contents[block] == key]
+            if not found:
+                break
+            blocks.append(found[0])
+        return blocks
+
+    def hit(self, request: Request) -> int:
+        return len(self.chain(request)) * self.block_tokens
+
+    def need(self, request: Request, tokens: int) -> int:
+        blocks = -(-tokens // self.block_tokens)
+        if request.table:
+            return blocks - len(request.table)
+        return blocks - sum(1 for block in self.chain(request) if self.holders[block])
+
+    def admit(self, request: Request) -> None:
+        request.table = self.chain(request)
+        for block in request.table:
+            self.holders[block] += 1
+        self.queue = [block for block in self.queue if not self.holders[block]]
+        request.blocks = len(request.table)
+        request.computed = request.blocks * self.block_tokens
+        self.hit_tokens += request.computed
+        self.looked_up_tokens += request.known
+        self.count()
+
+    def grow(self, request: Request, tokens: int) -> None:
+        end = request.computed + tokens
+        while len(request.table) * self.block_tokens < end:
+            self.take(request)
+        whole = min(end, request.known) // self.block_tokens
+        for index in range(whole):  # those registered before keep their place
+            self.register(request, index)
+        request.blocks = len(request.table)
+
+    def grow_member(self, request: Request, computed: int) -> None:
+        if len(request.table) * self.block_tokens <= computed:
+            self.take(request)
+        for index in range((computed + 1) // self.block_tokens):
+            self.register(request, index)
+
+    def extend(self, decodes: Any, ahead: int, steps: int) -> None:
+        for step in range(ahead, ahead + steps):
+            for request in sorted(decodes.members, key=lambda member: member.admitted):
+                self.grow_member(request, decodes.computed(request) + step)
+
+    def reserve(self, request: Request) -> None:
+        tokens, request.computed = request.computed, 0
+        self.grow(request, tokens)
+        request.computed = tokens
+
+    def detach(self, request: Request) -> list[int]:
+        held, request.table, request.blocks = request.table, [], 0
+        return held
+
+    def give_back(self, held: list[int]) -> None:
+        for block in held:
+            self.holders[block] -= 1
+        freed = [block for block in reversed(held) if not self.holders[block]]
+        blank = [block for block in freed if self.contents[block] is None]
+        self.queue = blank + self.queue + [block for block in freed if self.contents[block] is not None]
+        self.count()
+
+    def take(self, request: Request) -> None:
+        block = self.queue.pop(0)
+        self.contents[block] = None
+        if block in self.registered:
+            self.registered.remove(block)
+        self.holders[block] = 1
+        request.table.append(block)
+        self.count()
+
+    def register(self, request: Request, index: int) -> None:
+        block = request.table[index]
+        if self.contents[block] is None:
+            self.registered.append(block)
+            self.contents[block] = self.key(request, index)
+
+    def count(self) -> None:
+        self.used = sum(1 for holders in self.holders if holders)
+        self.peak = max(self.peak, self.used)
 
 
 # builders
@@ -310,6 +420,11 @@ def linear() -> type[Linear]:
 @pytest.fixture(scope="session")
 def one_by_one() -> type[OneByOne]:
     return OneByOne
+
+
+@pytest.fixture(scope="session")
+def plain_prefix_pool() -> type[PlainPrefixPool]:
+    return PlainPrefixPool
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,8 @@ from typing import Literal
 from mist.errors import InputError
 from mist.policy import PoolView
 
+NOISE = 1e-9  # replicas: what is left of sums of seconds, and never meant
+
 
 @dataclass(frozen=True)
 class TargetUtilization:
@@ -15,6 +17,7 @@ class TargetUtilization:
 
     ``share`` is of KV memory in use, or of time spent stepping; the latter saturates with one request, which
     is why operators scale engines on the former. Requests that wait at a pool without a replica want one.
+    A share is a quotient of sums: one of three replicas, busy throughout, is two at half use, whatever was rounded.
     """
 
     share: Literal["memory", "busy"]
@@ -31,4 +34,4 @@ class TargetUtilization:
         if not view.up:
             return max(view.replicas, int(view.waiting > 0))
         ratio = (view.memory if self.share == "memory" else view.busy) / self.target
-        return view.replicas if abs(ratio - 1) <= self.tolerance else ceil(view.up * ratio)
+        return view.replicas if abs(ratio - 1) <= self.tolerance + NOISE else ceil(view.up * ratio - NOISE)

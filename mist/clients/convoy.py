@@ -4,7 +4,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from mist.clients.stages import Passage, Stages
+from mist.clients.stages import Passage, Stages, done
 from mist.decoding import Decoding
 
 Flight = tuple[float, float]  # s, when a batch was sent in and when it has left the last stage
@@ -92,9 +92,13 @@ class Convoy:
             self.batches.append(Batch(lane, (now, time), passage, busy))
 
     def busy(self, now: float) -> float:
-        """The stages' ``busy`` with the batches sent in by now."""
+        """The stages' ``busy_by_now``."""
         number = bisect_right(self._sent, now)
-        return self.batches[number - 1].busy if number else self.stages.busy
+        if not number:
+            return self.stages.busy_by_now
+        sent = [batch.passage for batch in self.batches[max(number - len(self.stages.stages), 0) : number]]
+        earlier = [*self.stages.passages][len(sent) :]
+        return done(self.batches[number - 1].busy, [*earlier, *sent], now)
 
     def load(self, now: float) -> float:
         """The stages' ``load`` with the same."""

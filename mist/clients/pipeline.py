@@ -190,14 +190,13 @@ class PipelineClient:
 
     @property
     def busy(self) -> float:
-        """Seconds that a stage was at work, on average."""
-        return self.stages.busy if self._convoy is None else self._convoy.busy(self.kernel.now)
+        """Seconds that a stage has been at work, on average, up to now."""
+        return self.stages.busy_by_now if self._convoy is None else self._convoy.busy(self.kernel.now)
 
     @property
     def busy_by_now(self) -> float:
-        """The same, without what is still to come of the batches in flight."""
-        self._cut()
-        return self.stages.busy_by_now
+        """The same."""
+        return self.busy
 
     @property
     def used_by_now(self) -> int:

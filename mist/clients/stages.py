@@ -1,7 +1,7 @@
 """The stages of a pipelined replica: when each works on which batch."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from mist.kernel import Kernel
@@ -17,6 +17,13 @@ def _nothing(_tokens: int) -> float:
 
 def _hop(hops: Callable[[int, int], float], stage: int, tokens: int) -> float:
     return hops(tokens, stage)
+
+
+def done(busy: float, passages: Collection[Passage], now: float) -> float:
+    """``busy`` without what these batches, sent in last, will still take."""
+    ahead = [end - max(begin, now) for passage in passages for begin, end in passage if end > now]
+    stages = max((len(passage) for passage in passages), default=1)
+    return max(busy - sum(ahead) / stages, 0.0)  # sums that should cancel leave 1e-18
 
 
 class Stages:
@@ -74,9 +81,7 @@ class Stages:
     @property
     def busy_by_now(self) -> float:
         """``busy`` without what the batches in flight will still take."""
-        now = self.kernel.now
-        ahead = sum(end - max(begin, now) for passage in self.passages for begin, end in passage if end > now)
-        return self.busy - ahead / len(self.stages)
+        return done(self.busy, self.passages, self.kernel.now)
 
     def stop(self) -> None:
         """Nothing in flight goes on."""

@@ -43,7 +43,12 @@ class PrefixPool(BlockPool):
         self._content: list[Hashable | None] = []
         self._cached: dict[Hashable, int | dict[int, None]] = {}  # the block of a content; if several, as registered
         self._version = 0  # of everything a lookup depends on
-        self._chain: tuple[int, int, list[int]] = (0, -1, [])  # last lookup: request, version, blocks
+        self._chain: tuple[int, int, int, list[int]] = (
+            0,
+            0,
+            -1,
+            [],
+        )  # last lookup: request, its tokens, version, blocks
         self.hit_tokens = 0
         self.looked_up_tokens = 0
 
@@ -132,15 +137,15 @@ class PrefixPool(BlockPool):
 
     def _lookup(self, request: Request) -> list[int]:
         """The longest chain of cached blocks; the last known token is always computed anew."""
-        owner, version, chain = self._chain
-        if (owner, version) != (request.id, self._version):
+        owner, known, version, chain = self._chain
+        if (owner, known, version) != (request.id, request.known, self._version):
             chain = []
             for index in range((request.known - 1) // self.block_tokens):
                 found = self._cached.get(self._key(request, index))
                 if found is None:
                     break
                 chain.append(found if isinstance(found, int) else next(iter(found)))
-            self._chain = request.id, self._version, chain
+            self._chain = request.id, request.known, self._version, chain
         return chain
 
     def _key(self, request: Request, index: int) -> Hashable:

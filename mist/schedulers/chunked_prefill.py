@@ -37,6 +37,8 @@ class ChunkedPrefill:
         longest = self.long_prefill_threshold or budget
         yield DECODES
         for request in tuple(view.prefilling):
+            if view.preempted and request not in view.prefilling:
+                return  # it gave way to one before it, and all behind it had to first
             tokens = min(request.pending, longest, budget)
             if tokens == 0:
                 return

@@ -54,8 +54,8 @@ class VllmV1:
         return request.priority if self.policy == "priority" else 0
 
     def schedule(self, view: EngineView) -> Iterator[Decision]:
-        threshold = self.long_prefill_threshold
-        if not threshold or len(view.running) + view.waiting == 1:
+        threshold = min(self.long_prefill_threshold or self.token_budget, self.token_budget)
+        if len(view.running) + view.waiting == 1:
             threshold = self.token_budget
         budget = self.token_budget
         if self._decodes_come_first(view):

@@ -7,6 +7,7 @@ refused by an InputError; it is not served.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from dataclasses import fields as fields_of
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from mist.clients.llm import LLMClient
 from mist.clients.pipeline import PipelineClient
 from mist.cluster import Cluster
 from mist.errors import InputError
-from mist.faults import NO_FAULTS, DrawnFaults, Faults
+from mist.faults import NO_FAULTS, DrawnFaults, Faults, GivenFaults, Outage
 from mist.fleet import Autoscale, seconds
 from mist.handover import GLOBAL, HandoverSpec
 from mist.kernel import Kernel
+from mist.memory import choice
 from mist.memory.prefix import PrefixPool
 from mist.memory.swap import SwapPool
 from mist.metrics import within
@@ -38,7 +40,7 @@ from mist.pool import PoolSpec
 from mist.request import Request, RequestClass
 from mist.roles import FIXED_ROLES, QueueRatio, Roles, SwitchRoles
 from mist.slo import SLO
-from mist.speculation import NGram
+from mist.speculation import DraftModel, Head, NGram
 
 CONF = Path(__file__).parents[2] / "conf"
 SCHEDULERS = sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml"))
@@ -52,6 +54,17 @@ CALLS = 300_000  # more than any mix makes; one that makes them stands still at 
 CASES = max(2000, settings().max_examples)
 LIMITS = SLO(ttft_p99=0.02, tpot_p99=0.003)
 KINDS = (RequestClass("urgent", 0, 0.02, 0.003), RequestClass("plain", 1), RequestClass("batch", 2, 1.0, 0.1))
+# What a scheduler has beside its limits, as sampled where it has it.
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    "policy": ("fcfs", "priority"),
+    "chunked": (True, False),
+    "reserve_full": (True, False),
+    "watermark": (0.0, 0.0, 0.1, 0.5),
+    "long_prefill_threshold": (0, 0, 3, 9),
+    "aging": (0.0, 50.0, 1000.0),
+    "least_chunk": (1, 4, 256),
+    "patience": (0.0, 1e-3),
+}
 SCALING_POLICIES = (
     QueueLength(2.0, 4.0),
     TargetUtilization("memory", 0.4, 0.1),
@@ -84,6 +97,8 @@ class Mix:
     faults: Faults = NO_FAULTS
     roles: Roles = FIXED_ROLES
     seed: int = 0
+    model: str = "tiny"
+    roofline: bool = False  # else steps take a time linear in their tokens
 
 
 @dataclass(frozen=True)
@@ -104,19 +119,28 @@ class Bounded(Kernel):
 
 @st.composite
 def mixes(draw: st.DrawFn) -> Mix:
-    disaggregated = draw(st.booleans())
+    disaggregated, scaled = draw(st.booleans()), draw(st.sampled_from([False, False, True]))
     blocks = draw(st.sampled_from([8, 12, 20, 20, 30, 10_000]))
     load = draw(loads())
-    faults = draw(drawn_faults()) if draw(st.sampled_from([False, False, True])) else NO_FAULTS
-    scaled = draw(st.sampled_from([False, False, True]))
-    seed = draw(st.integers(0, 1000))
+    groups = draw(st.sampled_from([1, 1, 2, 3, 4])) if disaggregated and not scaled else 1
+    roles = ("prefill", "decode") if disaggregated else ("both",)
+    pools = {"llm" if role == "both" else role: draw(pool_fields(role, blocks, scaled, groups)) for role in roles}
+    random = np.random.default_rng(draw(st.integers(0, 1000)))
+    faults = draw(st.sampled_from([None, None, drawn_faults, given_faults]))
+    rest: dict[str, Any] = {
+        "faults": faults(random, pools) if faults else NO_FAULTS,
+        "seed": int(random.integers(1000)),
+        "model": draw(st.sampled_from(["tiny", "tiny", "windowed"])),
+        "roofline": draw(st.sampled_from([False, False, True])),
+    }
     if not disaggregated:
-        return Mix(load, {"llm": draw(pool_fields("both", blocks, scaled))}, faults=faults, seed=seed)
-    pools = {role: draw(pool_fields(role, blocks, scaled)) for role in ("prefill", "decode")}
-    handover = draw(st.sampled_from([GLOBAL, HandoverSpec(layerwise=True), HandoverSpec("local", 2)]))
-    roles = SwitchRoles(QueueRatio(2.0, 1.0), 0.05, 0.01)
+        return Mix(load, pools, **rest)
+    layerwise = draw(st.booleans())
+    handover = HandoverSpec("local", groups, layerwise) if groups > 1 else HandoverSpec(layerwise=layerwise)
+    switching = SwitchRoles(QueueRatio(2.0, 1.0), 0.05, 0.01)
+    trading = groups == 1 and not scaled and draw(st.sampled_from([False, False, True]))
     link = LinkSpec("wire", draw(st.sampled_from([1e6, 1e8])), draw(st.sampled_from([0.0, 1e-4])))
-    return Mix(load, pools, link, handover, faults, draw(st.sampled_from([FIXED_ROLES, FIXED_ROLES, roles])), seed)
+    return Mix(load, pools, link, handover, roles=switching if trading else FIXED_ROLES, **rest)
 
 
 @st.composite
@@ -135,15 +159,28 @@ def loads(draw: st.DrawFn) -> list[Any]:
     return load
 
 
-@st.composite
-def drawn_faults(draw: st.DrawFn) -> DrawnFaults:
-    fate = draw(st.sampled_from(["migrate", "restart", "lose"]))
-    retries = 0 if fate == "lose" else draw(st.integers(1, 3))
-    return DrawnFaults(draw(st.sampled_from([0.02, 0.1, 1.0])), draw(st.sampled_from([0.005, 0.05])), fate, retries)
+def drawn_faults(random: np.random.Generator, _pools: Any) -> DrawnFaults:
+    return DrawnFaults(float(random.choice([0.02, 0.1, 1.0])), float(random.choice([0.005, 0.05])), *fate(random))
+
+
+def given_faults(random: np.random.Generator, pools: dict[str, dict[str, Any]]) -> GivenFaults:
+    """Up to three outages of every replica, mostly while there is something to do."""
+    outages = {}
+    for name, fields in pools.items():
+        for replica in range(fields["replicas"]):
+            ends = np.cumsum(random.exponential(random.choice([0.003, 0.02, 0.1]), 2 * int(random.integers(0, 4))))
+            for number, (down, up) in enumerate(ends.reshape(-1, 2).tolist()):
+                outages[f"{name}{replica}.{number}"] = Outage(down, up - down, replica, name)
+    return GivenFaults(outages, *fate(random))
+
+
+def fate(random: np.random.Generator) -> tuple[Any, int]:
+    requests = ("migrate", "restart", "lose")[random.integers(3)]
+    return requests, 0 if requests == "lose" else int(random.integers(1, 4))
 
 
 @st.composite
-def pool_fields(draw: st.DrawFn, role: str, blocks: int, scaled: bool) -> dict[str, Any]:
+def pool_fields(draw: st.DrawFn, role: str, blocks: int, scaled: bool, replicas: int) -> dict[str, Any]:
     batch, extra = draw(st.sampled_from([1, 3, 15])), draw(st.integers(1, 64))
     kind = draw(
         st.sampled_from(
@@ -153,20 +190,18 @@ def pool_fields(draw: st.DrawFn, role: str, blocks: int, scaled: bool) -> dict[s
     fields: dict[str, Any] = {
         "role": role,
         "scheduler": draw(st.sampled_from(SCHEDULERS)),
+        "options": draw(st.integers(0, 1000)),
         "router": draw(st.sampled_from(ROUTERS)),
-        "replicas": draw(st.sampled_from([1, 1, 2, 3])),
+        "replicas": max(draw(st.sampled_from([1, 1, 2, 3])), replicas),
         "kv_blocks": blocks,
     }
-    if fields["scheduler"] == "vllm_v1":
-        policy = draw(st.sampled_from(["fcfs", "priority"]))
-        fields["rules"] = {"policy": policy, "chunked": draw(st.booleans()), "reserve_full": draw(st.booleans())}
     if "prefixes" in kind and role != "decode":
         fields["prefix_caching"] = True
     if kind == "swap":
         fields |= {"preemption": "swap", "swap_space": draw(st.sampled_from([3, 8, 10_000])) * BLOCK_BYTES}
     drafts = draw(st.sampled_from([1, 4])) if "drafts" in kind and role != "prefill" else 0
     if drafts:
-        fields["speculation"] = NGram(tokens=drafts, acceptance=draw(st.sampled_from([0.0, 0.6, 1.0])))
+        fields["speculation"] = draw(speculations(drafts))
     if "parallel" in kind:
         fields |= draw(st.sampled_from([{"tp": 2}, {"pp": 2}, {"dp": 2}, {"dp": 2, "ep": 2}, {"dp": 2, "pp": 2}]))
     if scaled:
@@ -177,25 +212,62 @@ def pool_fields(draw: st.DrawFn, role: str, blocks: int, scaled: bool) -> dict[s
     return fields
 
 
+@st.composite
+def speculations(draw: st.DrawFn, tokens: int) -> dict[str, Any]:
+    """Fields of a Speculation, and which; the drafter is made beside the model it drafts for."""
+    kind = draw(st.sampled_from([NGram, NGram, Head, DraftModel]))
+    fields: dict[str, Any] = {"kind": kind, "tokens": tokens}
+    if kind is not NGram:
+        fields["pass_overhead"] = draw(st.sampled_from([0.0, 1e-4 * 7**0.5]))
+    if kind is Head:
+        fields["layers"] = draw(st.sampled_from([1, 2]))
+    if draw(st.booleans()):
+        return fields | {"acceptance": draw(st.sampled_from([0.0, 0.6, 1.0]))}
+    return fields | {"accepted": {"0": 0.25, str(tokens): 0.75}}
+
+
 @pytest.fixture(scope="session")
 def specs(make_pool, make_scenario, tiny, linear, sheet):
     """The pools of a mix, checked together; InputError where they are refused."""
 
-    base = make_pool(model=tiny, engine={"block_tokens": BLOCK_TOKENS}, perf=linear(STEP, TOKEN, CACHED))
-    base = replace(base, hardware=replace(base.hardware, host_bandwidth=1e6))
-    experts = replace(tiny, name="tiny-moe", experts=4, experts_per_token=2, expert_intermediate=64)
+    engine = {"block_tokens": BLOCK_TOKENS, "step_overhead": STEP, "request_overhead": TOKEN, "mixed_overhead": TOKEN}
+    base = make_pool(model=tiny, engine=engine)
+    # slow enough for a tiny model to be bound by arithmetic here and by memory there
+    slow = replace(
+        base.hardware, host_bandwidth=1e6, memory_bandwidth=3e8, peaks=dict.fromkeys(base.hardware.peaks, 3e9)
+    )
+    base = replace(base, hardware=slow)
+    models = {"tiny": tiny, "windowed": replace(tiny, name="windowed", window_layers=1, window=7)}
+    experts = {"experts": 4, "experts_per_token": 2, "expert_intermediate": 64}
     schedulers = {name: build(Scheduler, sheet("scheduler", name)) for name in SCHEDULERS}
     routers = {name: build(Router, sheet("router", name)) for name in ROUTERS}
 
-    def spec(name: str, fields: dict[str, Any], mixture: bool) -> PoolSpec:
+    def scheduler(name: str, number: int, limits: dict[str, Any]) -> Scheduler:
+        random = np.random.default_rng(number)
+        sampled = {name: values[random.integers(len(values))] for name, values in OPTIONS.items()}
+        own = {field.name for field in fields_of(schedulers[name])}
+        options = {name: value for name, value in sampled.items() if name in own}
+        return replace(schedulers[name], **limits, **options)
+
+    def spec(fields: dict[str, Any], mix: Mix, mixture: bool) -> PoolSpec:
         fields = dict(fields)
-        scheduler = replace(schedulers[fields.pop("scheduler")], **fields.pop("limits"), **fields.pop("rules", {}))
-        router = routers[fields.pop("router")]
-        return replace(base, model=experts if mixture else tiny, scheduler=scheduler, router=router, **fields)
+        model = models[mix.model]
+        if mixture:
+            model = replace(model, name=f"{model.name}-moe", **experts)
+        fields["scheduler"] = scheduler(*(fields.pop(name) for name in ("scheduler", "options", "limits")))
+        fields["router"] = routers[fields.pop("router")]
+        if not mix.roofline:
+            fields["perf"] = linear(STEP, TOKEN, CACHED)
+        if "speculation" in fields:
+            drafts = dict(fields["speculation"])
+            kind = drafts.pop("kind")
+            drafter = {"model": replace(tiny, name="drafter", layers=1)} if kind is DraftModel else {}
+            fields["speculation"] = kind(**drafts, **drafter)
+        return replace(base, model=model, **fields)
 
     def build_all(mix: Mix) -> dict[str, PoolSpec]:
         mixture = any("dp" in fields for fields in mix.pools.values())
-        pools = {name: spec(name, fields, mixture) for name, fields in mix.pools.items()}
+        pools = {name: spec(fields, mix, mixture) for name, fields in mix.pools.items()}
         classless = {
             name: replace(pool, scheduler=replace(pool.scheduler, policy="fcfs"))
             if getattr(pool.scheduler, "policy", "") == "priority"
@@ -209,7 +281,7 @@ def specs(make_pool, make_scenario, tiny, linear, sheet):
 
 
 @pytest.fixture(scope="session")
-def play(one_by_one):
+def play(one_by_one, plain_prefix_pool):
     """Serve a mix on its pools until nothing is left to do; ``each`` looks at every instant."""
 
     def run(mix: Mix, pools: dict[str, PoolSpec], *, slow: bool = False, each: Any = None) -> Served:
@@ -217,6 +289,7 @@ def play(one_by_one):
         with pytest.MonkeyPatch.context() as patch:
             if slow:
                 patch.setattr(llm, "Decoding", one_by_one)
+                patch.setattr(choice, "PrefixPool", plain_prefix_pool)
                 pools = {name: replace(pool, perf=Single(pool.perf)) for name, pool in pools.items()}
             options = {"handover": mix.handover, "faults": mix.faults, "roles": mix.roles, "seed": mix.seed}
             served = Served(Cluster(kernel, pools, mix.link, good=within(LIMITS), **options))
@@ -239,6 +312,9 @@ class Single:
     """A perf model's own step times, one step at a time."""
 
     inner: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)  # its efficiencies say what power is drawn
 
     def of(self, replica: Any) -> "Single":
         return Single(self.inner.of(replica))
@@ -268,6 +344,7 @@ def conserved(served: Served) -> None:
         assert all(count >= 0 for count in pool.outstanding)
         for client in pool.clients:
             assert 0 <= client.kv.used <= client.kv.peak <= client.kv.total
+            assert 0 <= client.busy <= now * (1 + 1e-9)
             for lane in lanes(client):
                 assert len(lane.running) <= lane.scheduler.max_running
                 assert lane.decodes.count <= len(lane.running)
