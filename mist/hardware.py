@@ -32,6 +32,7 @@ class HardwareSpec:
     host_bandwidth: BytesPerSecond  # to host memory, one direction
     power: Watts  # at full load
     idle_power: Watts  # with no process on the device
+    tables: str = ""  # folder of its operator tables (perf=measured); empty where none were timed
 
     def __post_init__(self) -> None:
         for field in ("memory", "memory_bandwidth", "scale_up_bandwidth", "power"):
