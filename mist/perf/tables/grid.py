@@ -46,7 +46,18 @@ def decode_grid(batches: Floats, lengths: Floats, seconds: Floats, source: Sourc
         last = known[-1]
         seconds[row, last + 1 :] = seconds[row, last] + slope * (lengths[last + 1 :] - lengths[last])
         seconds[row] = np.interp(lengths, lengths[~np.isnan(seconds[row])], seconds[row][~np.isnan(seconds[row])])
-    return _grid(batches, lengths, seconds, longest, source)
+    return _grid(batches, lengths, _uncached(batches, lengths, seconds), longest, source)
+
+
+def _uncached(batches: Floats, lengths: Floats, seconds: Floats) -> Floats:
+    """As if no KV cache were left in the L2 cache from the run before.
+
+    Timed over and over, a cache of some tens of megabytes is never read from memory; in a model the weights of
+    a layer pass between two reads. So each time is at least the shortest of its batch and the cache at the
+    memory rate of the largest that were timed.
+    """
+    rate = min((row[-1] - row[-2]) / (batch * (lengths[-1] - lengths[-2])) for batch, row in zip(batches, seconds, strict=True))
+    return np.maximum(seconds, seconds[:, :1] + rate * batches[:, None] * (lengths - lengths[0]))
 
 
 def prompt_grid(batches: Floats, lengths: Floats, seconds: Floats, source: Source = "measured") -> Grid:
