@@ -14,7 +14,7 @@ class Attention:
     """Seconds over all layers of the kind."""
 
     def __init__(self, layers: Layers) -> None:
-        self._layers, self._count, self._window = layers, layers.count, layers.window
+        self._layers, self._count, self._window = layers, layers.layers, layers.window
         self._lengths, self._prompt_lengths = layers.decode.lengths, layers.prompt.lengths
         self._rows: dict[int, tuple[float, ...]] = {}
         self._prompt_rows: dict[int, tuple[float, ...]] = {}

@@ -1,15 +1,15 @@
 """Step times composed of operators that were timed on the device (aiconfigurator-core, Apache-2.0).
 
-    T = layers x [ projections(tokens) + MLP or experts(tokens) + attention per chunk(chunk, past)
-                   + decode attention(batch, context) + collectives(tokens) + norms(tokens) ]
-        + language head(rows) + the engine's overheads
+T = layers x [ projections(tokens) + MLP or experts(tokens) + attention per chunk(chunk, past)
+               + decode attention(batch, context) + collectives(tokens) + norms(tokens) ]
+    + language head(rows) + the engine's overheads
 """
 
 from dataclasses import dataclass
 from math import inf
 
 from mist.errors import InputError
-from mist.perf.attended import Attention
+from mist.perf.attended import Attention, Chunks
 from mist.perf.base import Explained, Replica, StepShape, Stretch, Table
 from mist.perf.tables.curve import total
 from mist.perf.tables.experts import Distribution
@@ -40,9 +40,7 @@ class Measured:
                 raise InputError(field, getattr(self, field), "must lie in (0, 1]")
 
     def of(self, replica: Replica) -> "MeasuredSteps":
-        asked = Asked(
-            replica, self.distribution, self.bandwidth_efficiency, self.kernel_time, self.link_efficiency
-        )
+        asked = Asked(replica, self.distribution, self.bandwidth_efficiency, self.kernel_time, self.link_efficiency)
         return MeasuredSteps(stored(asked), replica)
 
 
@@ -51,8 +49,8 @@ class MeasuredSteps:
 
     def __init__(self, found: Operators, replica: Replica) -> None:
         self._found, self._engine, self._dp = found, replica.engine, replica.dp
-        self._local = Table(total(list(found.local.values())))
-        self._group = Table(total(list(found.group.values())))
+        self._local = Table(total(list(found.local.values())).__call__)
+        self._group = Table(total(list(found.group.values())).__call__)
         self._linear = Table(lambda tokens: self._local[tokens] + self._group[tokens])
         self._head = Table(self._head_time)
         self._kinds = tuple(Attention(layers) for layers in found.attention)
@@ -76,15 +74,22 @@ class MeasuredSteps:
     def _spread_time(self, shape: StepShape) -> float:
         """Requests are spread over ``dp`` copies of attention; the busiest keeps the others waiting."""
         decodes, context = self._share(shape.decodes, shape.context)
-        ranks: list[list[tuple[int, int]]] = [[] for _ in range(self._dp)]
-        for chunk in sorted(shape.chunks, reverse=True):  # longest first, to whom has least
-            min(ranks, key=lambda rank: sum(tokens for tokens, _ in rank)).append(chunk)
-        prompts = max(sum(tokens for tokens, _ in rank) for rank in ranks)
-        time = self._engine.step_overhead + max(self._prompts(tuple(rank)) for rank in ranks)
+        prompts, busiest = self._fullest(shape.chunks)
+        time = self._engine.step_overhead + self._prompts(busiest)
         time += self._engine.mixed_overhead if shape.chunks else 0.0
         time += self._decoding(decodes, context) if decodes else 0.0
         time += self._local[decodes + prompts] + self._group[shape.tokens]
         return time + self._head[-(-shape.requests // self._dp)]
+
+    def _fullest(self, chunks: Chunks) -> tuple[int, Chunks]:
+        """Most prompt tokens of a copy, and the chunks of the copy whose attention takes longest."""
+        if self._dp == 1:
+            return sum(chunk for chunk, _ in chunks), chunks
+        ranks: list[list[tuple[int, int]]] = [[] for _ in range(self._dp)]
+        for chunk in sorted(chunks, reverse=True):  # longest first, to whom has least
+            min(ranks, key=lambda rank: sum(tokens for tokens, _ in rank)).append(chunk)
+        tokens = max(sum(chunk for chunk, _ in rank) for rank in ranks)
+        return tokens, max((tuple(rank) for rank in ranks), key=self._prompts)
 
     def _share(self, decodes: int, context: float) -> tuple[int, float]:
         """The decodes of the fullest copy and their context."""
@@ -103,18 +108,20 @@ class MeasuredSteps:
     def explain(self, shape: StepShape) -> tuple[Explained, ...]:
         """Every operator of this step: seconds, and how they are known; the engine's overheads come last."""
         decodes, context = self._share(shape.decodes, shape.context)
-        prompts = tuple(sorted(shape.chunks, reverse=True)[:: self._dp])
-        tokens = decodes + -(-shape.drafted // self._dp) + sum(chunk for chunk, _ in prompts)
+        most, prompts = self._fullest(shape.chunks)
+        tokens = decodes + shape.drafted + most
         rows = -(-(shape.requests + shape.drafted) // self._dp)
         parts = [
             Explained(name, curve(count), curve.source_at(count))
             for curves, count in (
-                (self._found.local, tokens), (self._found.group, shape.tokens), (self._found.head, rows)
+                (self._found.local, tokens),
+                (self._found.group, shape.tokens),
+                (self._found.head, rows),
             )
             for name, curve in curves.items()
         ]
         for kind in self._kinds:
-            parts.extend(kind.explain(decodes, context, prompts, -(-shape.drafted // self._dp)))
+            parts.extend(kind.explain(decodes, context, prompts, shape.drafted))
         whole = self.step_time(shape)
         named = sum(part.seconds for part in parts)
         return (*parts, Explained("engine overheads", whole - named, "fitted"))
@@ -123,7 +130,7 @@ class MeasuredSteps:
         seconds = sum(curve(rows) for curve in self._found.head.values())
         return seconds + rows * self._engine.request_overhead
 
-    def _prompts(self, chunks: tuple[tuple[int, int], ...]) -> float:
+    def _prompts(self, chunks: Chunks) -> float:
         return sum(kind.prompts(chunks) for kind in self._kinds) if chunks else 0.0
 
     def _decoding(self, decodes: int, context: float) -> float:

@@ -46,27 +46,28 @@ def _of(system: System, heads: Heads, window: int, file: str) -> Grid:
 
 
 def _of_window(table: Rows, window: int) -> Rows:
-    if "window_size" not in table.columns:
-        return table if not window else table.where(np.zeros(len(table), dtype=bool))
-    return table.where(table["window_size"] == window)
+    if "window_size" not in table and window:
+        return table.where(np.zeros(len(table), dtype=bool))
+    return table.which(window_size=window)
 
 
 def _between_sizes(table: Rows, heads: Heads, prompt: bool) -> Grid | None:
     """Head sizes between two that were timed are interpolated: cache and arithmetic grow in proportion."""
     sizes = np.unique(table["head_dim"])
     if heads.size in sizes:
-        return _shaped(table.where(table["head_dim"] == heads.size), heads, prompt)
+        return _shaped(table.which(head_dim=heads.size), heads, prompt)
     below, above = sizes[sizes < heads.size], sizes[sizes > heads.size]
     if not len(below) or not len(above):
         return None
-    ends = [_shaped(table.where(table["head_dim"] == size), heads, prompt) for size in (below[-1], above[0])]
+    ends = [_shaped(table.which(head_dim=size), heads, prompt) for size in (below[-1], above[0])]
     low, high = ends
     if low is None or high is None or low.lengths != high.lengths:
         return None
     share = (heads.size - below[-1]) / (above[0] - below[-1])
     shared = [batch for batch in low.batches if batch in high.batches]
     mixed = [
-        tuple(a + (b - a) * share for a, b in zip(low.row(batch), high.row(batch), strict=True)) for batch in shared
+        tuple(float(a + (b - a) * share) for a, b in zip(low.row(batch), high.row(batch), strict=True))
+        for batch in shared
     ]
     longest = tuple(min(low.longest[low.batches.index(b)], high.longest[high.batches.index(b)]) for b in shared)
     return Grid(tuple(shared), low.lengths, tuple(mixed), longest, "interpolated")
@@ -85,16 +86,14 @@ def _shaped(table: Rows, heads: Heads, prompt: bool) -> Grid | None:
         counts = np.unique(found["num_heads"])
         source: Source = "measured" if parts == 1 and query in counts else "interpolated"
         if query in counts:
-            batches, lengths, seconds = matrix(found.where(found["num_heads"] == query))
+            batches, lengths, seconds = matrix(found.which(num_heads=query))
         else:
             below, above = counts[counts < query], counts[counts > query]
             if not len(below) or not len(above):
                 continue
             share = (query - below[-1]) / (above[0] - below[-1])
             batches, lengths, seconds = _mixed(found, int(below[-1]), int(above[0]), share)
-        if parts > 1:
-            batches, seconds = batches / parts, seconds
-        return (prompt_grid if prompt else decode_grid)(batches, lengths, seconds, source)
+        return (prompt_grid if prompt else decode_grid)(batches / parts, lengths, seconds, source)
     return None
 
 
@@ -119,7 +118,7 @@ def matrix(found: Rows) -> tuple[Floats, Floats, Floats]:
 
 def _mixed(found: Rows, below: int, above: int, share: float) -> tuple[Floats, Floats, Floats]:
     """Between two counts of query heads."""
-    (b0, s0, low), (b1, s1, high) = (matrix(found.where(found["num_heads"] == count)) for count in (below, above))
+    (b0, s0, low), (b1, s1, high) = (matrix(found.which(num_heads=count)) for count in (below, above))
     batches, lengths = np.intersect1d(b0, b1), np.intersect1d(s0, s1)
     low = low[np.ix_(np.isin(b0, batches), np.isin(s0, lengths))]
     high = high[np.ix_(np.isin(b1, batches), np.isin(s1, lengths))]

@@ -67,9 +67,9 @@ def _custom(system: System, devices: int) -> Curve | None:
 @cache
 def _graph(path: Path, devices: int) -> Curve | None:
     found = rows(path, num_gpus=devices)
-    if "backend" in found.columns:
-        graph = [word for word in found["backend"].present() if word.endswith("graph")]
-        found = found.where(found["backend"] == (graph[0] if graph else ""))
+    if "backend" in found:
+        graph = [word for word in found.words["backend"] if word.endswith("graph")]
+        found = found.which(backend=graph[0] if graph else "")
     if not len(found):
         return None
     return through(found["message_size"], found["latency"] * MILLISECOND)

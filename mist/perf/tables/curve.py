@@ -35,9 +35,7 @@ class Curve(NamedTuple):
     def times(self, factor: float, per: float = 1.0) -> "Curve":
         """``factor`` such operators, of ``per`` units for each one counted."""
         end = (self.end or self.x[-1]) / per
-        return Curve(
-            tuple(float(x) / per for x in self.x), tuple(float(y) * factor for y in self.y), self.source, end
-        )
+        return Curve(tuple(float(x) / per for x in self.x), tuple(float(y) * factor for y in self.y), self.source, end)
 
 
 def through(x: Any, y: Any, source: Source = "measured", proportional: bool = True) -> Curve:

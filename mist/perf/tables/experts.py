@@ -29,9 +29,7 @@ def experts(system: System, model: ModelSpec, tp: int, ep: int, distribution: Di
     }
     for kind in EXPERT_DTYPES.get(dtype, ()):
         for path in system.newest("moe", "moe_perf"):
-            found = rows(
-                path, moe_dtype=kind, moe_tp_size=tp, moe_ep_size=ep, distribution=distribution, **shape
-            )
+            found = rows(path, moe_dtype=kind, moe_tp_size=tp, moe_ep_size=ep, distribution=distribution, **shape)
             if len(found):
                 return through(found["num_tokens"], found["latency"] * MILLISECOND)
     size = f"hidden {model.hidden}, width {model.expert_intermediate}, {model.experts_per_token} of {model.experts}"

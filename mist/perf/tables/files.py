@@ -6,6 +6,7 @@ milliseconds (https://github.com/ai-dynamo/aiconfigurator, Apache-2.0).
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -23,20 +24,35 @@ MILLISECOND = 1e-3
 Column = NDArray[Any]
 
 
-class Rows(NamedTuple):
-    """Columns of equal length, and the file they came from."""
+@dataclass(frozen=True)
+class Rows:
+    """Columns of equal length; of text the number of the word, of which there are few."""
 
-    path: str
     columns: Mapping[str, Column]
+    words: Mapping[str, tuple[str, ...]]
 
     def __getitem__(self, name: str) -> Column:
         return self.columns[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.columns
 
     def __len__(self) -> int:
         return len(self.columns["latency"])
 
     def where(self, mask: Column) -> "Rows":
-        return Rows(self.path, {name: column[mask] for name, column in self.columns.items()})
+        return Rows({name: column[mask] for name, column in self.columns.items()}, self.words)
+
+    def which(self, **wanted: object) -> "Rows":
+        """Those with these values; a column that the table lacks matches anything."""
+        mask = np.ones(len(self), dtype=bool)
+        for name, value in wanted.items():
+            if name in self.words:
+                words = self.words[name]
+                mask &= self[name] == (words.index(str(value)) if value in words else -1)
+            elif name in self:
+                mask &= self[name] == value
+        return self.where(mask)
 
 
 class System(NamedTuple):
@@ -56,52 +72,30 @@ class System(NamedTuple):
         return InputError("perf", "measured", why, ["roofline"])
 
 
+UNUSED = {"framework", "version", "device", "beam_width", "kernel_source"}
+
+
 def rows(path: Path, **wanted: object) -> Rows:
     """The rows of a table whose columns have the wanted values; a column that the table lacks matches anything."""
-    table = _table(path)
-    mask = np.ones(len(table["latency"]), dtype=bool)
-    for name, value in wanted.items():
-        if name in table:
-            mask &= table[name] == value
-    return Rows(str(path), {name: column[mask] for name, column in table.items()})
+    return _table(path).which(**wanted)
 
 
 @lru_cache(8)
-def _table(path: Path) -> Mapping[str, Column]:
-    from pyarrow.parquet import read_table  # noqa: PLC0415  # only where a table is really read
+def _table(path: Path) -> Rows:
+    from pyarrow.parquet import ParquetFile  # noqa: PLC0415  # only where a table is really read
 
-    unused = {"framework", "version", "device", "op_name", "beam_width"} - ({"op_name"} if "nccl" in path.name else set())
-    table = read_table(path)
-    names = [name for name in table.column_names if name not in unused]
+    file = ParquetFile(path)
+    table = file.read([name for name in file.schema_arrow.names if name not in UNUSED])
     columns: dict[str, Column] = {}
-    for name in names:
+    words: dict[str, tuple[str, ...]] = {}
+    for name in table.column_names:
         column = table.column(name).combine_chunks()
-        if str(column.type) in {"string", "large_string"}:
+        if str(column.type) == "string":
             coded = column.dictionary_encode()
-            words = np.array(coded.dictionary.to_pylist(), dtype=object)
-            columns[name] = _Words(words, coded.indices.to_numpy(zero_copy_only=False))  # type: ignore[assignment]
-        else:
-            columns[name] = column.to_numpy(zero_copy_only=False)
-    return columns
-
-
-class _Words:
-    """A column of few distinct words, compared by their numbers."""
-
-    def __init__(self, words: Column, codes: Column) -> None:
-        self.words, self.codes = words, codes
-
-    def __eq__(self, word: object) -> Column:  # type: ignore[override]
-        found = np.flatnonzero(self.words == word)
-        return self.codes == (found[0] if len(found) else -1)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __getitem__(self, mask: Column) -> "_Words":
-        return _Words(self.words, self.codes[mask])
-
-    def present(self) -> list[str]:
-        return sorted(str(self.words[code]) for code in np.unique(self.codes))
+            words[name] = tuple(coded.dictionary.to_pylist())
+            column = coded.indices
+        columns[name] = column.to_numpy(zero_copy_only=False)
+    return Rows(columns, words)
 
 
 @cache
@@ -109,7 +103,9 @@ def root() -> Path:
     """The folder of the tables; InputError where the package is not installed."""
     found = find_spec("aiconfigurator_core")  # located, not imported: only its data are used
     if found is None or found.origin is None:
-        raise InputError("perf", "measured", f"{PACKAGE}, which holds the operator tables, is not installed", ["roofline"])
+        raise InputError(
+            "perf", "measured", f"{PACKAGE}, which holds the operator tables, is not installed", ["roofline"]
+        )
     return Path(found.origin).parent / "systems" / "data"
 
 

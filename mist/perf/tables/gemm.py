@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mist.perf.tables.curve import Curve, Floats, between, through
+from mist.perf.tables.curve import Curve, Floats, Source, between, through
 from mist.perf.tables.files import MILLISECOND, System, rows
 
 GEMM_DTYPES: dict[str, tuple[str, ...]] = {
@@ -49,7 +49,7 @@ def gemm(system: System, dtype: str, n: int, k: int) -> Curve:
     if not known.any():
         raise system.refuse(f"{kind} GEMM with n = {n}, k = {k}")
     exact = along_n in (0, 1) and along_k in (0, 1)
-    source = "extrapolated" if wide * deep > 1 else "measured" if exact else "interpolated"
+    source: Source = "extrapolated" if wide * deep > 1 else "measured" if exact else "interpolated"
     return through(grid.m[known], sustained(grid.m[known], seconds[known] * wide * deep), source)
 
 
@@ -74,12 +74,12 @@ def _kind(system: System, dtype: str) -> tuple[str, Path]:
 @lru_cache(8)
 def _grid(path: Path, kind: str) -> Grid:
     found = rows(path, gemm_dtype=kind)
-    axes = [np.unique(found[name]) for name in "mnk"]
-    seconds = np.full([len(axis) for axis in axes], np.inf)
-    place = tuple(np.searchsorted(axis, found[name]) for axis, name in zip(axes, "mnk", strict=True))
+    m, n, k = (np.unique(found[name]).astype(float) for name in "mnk")
+    seconds = np.full((len(m), len(n), len(k)), np.inf)
+    place = tuple(np.searchsorted(axis, found[name]) for axis, name in zip((m, n, k), "mnk", strict=True))
     np.minimum.at(seconds, place, found["latency"] * MILLISECOND)
     seconds[np.isinf(seconds)] = np.nan
-    return Grid(*(axis.astype(float) for axis in axes), seconds)
+    return Grid(m, n, k, seconds)
 
 
 def quantisation(system: System, k: int) -> Curve | None:
@@ -90,6 +90,8 @@ def quantisation(system: System, k: int) -> Curve | None:
     found = rows(paths[0], quant_dtype="fp8")
     widths, m = np.unique(found["k"]), np.unique(found["m"])
     index, along = between(widths.astype(float), k)
-    both = [found.where(found["k"] == width) for width in widths[index : index + 2]]
+    both = [found.which(k=width) for width in widths[index : index + 2]]
     low, high = (np.interp(m, np.sort(part["m"]), part["latency"][np.argsort(part["m"])]) for part in both)
-    return through(m, (low * (1 - along) + high * along) * MILLISECOND, "measured" if along in (0, 1) else "interpolated")
+    return through(
+        m, (low * (1 - along) + high * along) * MILLISECOND, "measured" if along in (0, 1) else "interpolated"
+    )

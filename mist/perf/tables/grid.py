@@ -56,8 +56,11 @@ def _uncached(batches: Floats, lengths: Floats, seconds: Floats) -> Floats:
     a layer pass between two reads. So each time is at least the shortest of its batch and the cache at the
     memory rate of the largest that were timed.
     """
-    rate = min((row[-1] - row[-2]) / (batch * (lengths[-1] - lengths[-2])) for batch, row in zip(batches, seconds, strict=True))
-    return np.maximum(seconds, seconds[:, :1] + rate * batches[:, None] * (lengths - lengths[0]))
+    rate = min(
+        (row[-1] - row[-2]) / (batch * (lengths[-1] - lengths[-2])) for batch, row in zip(batches, seconds, strict=True)
+    )
+    uncached: Floats = seconds[:, :1] + rate * batches[:, None] * (lengths - lengths[0])
+    return np.maximum(seconds, uncached)
 
 
 def prompt_grid(batches: Floats, lengths: Floats, seconds: Floats, source: Source = "measured") -> Grid:

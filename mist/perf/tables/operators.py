@@ -29,7 +29,7 @@ class Asked(NamedTuple):
 class Layers(NamedTuple):
     """Attention of the layers of one kind."""
 
-    count: int
+    layers: int
     window: int  # tokens; 0 is full attention
     prompt: Grid
     decode: Grid
@@ -113,9 +113,7 @@ def _mlp(system: System, model: ModelSpec, name: str, width: int, layers: int) -
     return _products(system, model, shapes, layers)
 
 
-def _products(
-    system: System, model: ModelSpec, shapes: dict[str, tuple[int, int]], layers: int
-) -> dict[str, Curve]:
+def _products(system: System, model: ModelSpec, shapes: dict[str, tuple[int, int]], layers: int) -> dict[str, Curve]:
     """Matrix products (n, k), and with FP8 weights the scaling of what goes into them."""
     found = {name: gemm(system, model.weight_dtype, n, k).times(layers) for name, (n, k) in shapes.items()}
     if model.weight_dtype == "fp8":
@@ -127,7 +125,7 @@ def _products(
 
 
 def _elementwise(asked: Asked, module: bool) -> dict[str, Curve]:
-    """Norms with their residuals, rotary embedding, writing the cache, gated activation: memory bound, one kernel each."""
+    """Norms and residuals, rotary embedding, writing the cache, activation: memory bound, one kernel each."""
     model, tp = asked.replica.model, asked.replica.tp
     bandwidth = asked.replica.hardware.memory_bandwidth * asked.bandwidth_efficiency
     dense, sparse = model.layers - model.sparse_layers, model.sparse_layers

@@ -78,18 +78,19 @@ def _code() -> str:
 def _load(path: Path) -> Operators | None:
     try:
         plain: dict[str, Any] = json.loads(path.read_bytes())
-        return Operators(
-            *(_curves(plain[name]) for name in ("local", "group", "head")),
-            tuple(
-                Layers(layer[0], layer[1], _grid(layer[2]), _grid(layer[3]), layer[4]) for layer in plain["attention"]
-            ),
-        )
+        local, group, head = (_curves(plain[name]) for name in ("local", "group", "head"))
+        return Operators(local, group, head, tuple(_layers(kind) for kind in plain["attention"]))
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
 
 
 def _curves(plain: Mapping[str, Any]) -> dict[str, Curve]:
     return {name: Curve(tuple(x), tuple(y), source, end) for name, (x, y, source, end) in plain.items()}
+
+
+def _layers(plain: Any) -> Layers:
+    layers, window, prompt, decode, module = plain
+    return Layers(layers, window, _grid(prompt), _grid(decode), module)
 
 
 def _grid(plain: Any) -> Grid:
