@@ -61,14 +61,8 @@ def line(each: float, once: float = 0.0) -> Curve:
 
 def total(curves: Sequence[Curve]) -> Curve:
     """The sum of curves, over all their points."""
-    x = np.unique(np.concatenate([np.asarray(curve.x) for curve in curves] or [np.array([0.0, 1.0])]))
-    y = sum((values(curve, x) for curve in curves), np.zeros(len(x)))
-    return Curve(tuple(map(float, x)), tuple(map(float, y)))
-
-
-def values(curve: Curve, x: Floats) -> Floats:
-    """The curve at every x."""
-    return np.array([curve(float(count)) for count in x])
+    x = tuple(sorted({0.0, 1.0}.union(*(curve.x for curve in curves))))
+    return Curve(x, tuple(sum(curve(count) for curve in curves) for count in x))
 
 
 def envelope(y: Floats, axis: int = -1) -> Floats:

@@ -90,12 +90,22 @@ def _table(path: Path) -> Rows:
     words: dict[str, tuple[str, ...]] = {}
     for name in table.column_names:
         column = table.column(name).combine_chunks()
-        if str(column.type) == "string":
+        if str(column.type) == "null":
+            continue
+        if str(column.type) in {"string", "large_string"}:
             coded = column.dictionary_encode()
             words[name] = tuple(coded.dictionary.to_pylist())
             column = coded.indices
-        columns[name] = column.to_numpy(zero_copy_only=False)
+        columns[name] = _plain(column)
     return Rows(columns, words)
+
+
+def _plain(array: Any) -> Column:
+    """The numbers of an Arrow array; its own way there would load pandas first, half a second."""
+    if array.null_count:
+        return np.asarray(array.to_pylist(), dtype=float)
+    numbers = np.frombuffer(array.buffers()[1], dtype=array.type.to_pandas_dtype())
+    return numbers[array.offset : array.offset + len(array)]
 
 
 @cache
@@ -112,7 +122,9 @@ def root() -> Path:
 @cache
 def installed() -> str:
     """The version of the tables."""
-    return version(PACKAGE)
+    beside = root().parents[2].glob("aiconfigurator_core-*.dist-info")  # far quicker than to search the whole path
+    found = [path.name.removesuffix(".dist-info").rpartition("-")[2] for path in beside]
+    return found[0] if len(found) == 1 else version(PACKAGE)
 
 
 def _release(name: str) -> list[int]:

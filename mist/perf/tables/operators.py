@@ -14,6 +14,10 @@ from mist.perf.tables.grid import Grid
 from mist.perf.tables.latent import latent_attention
 
 ACTIVATION = 2.0  # bytes per element
+# Engines whose norms and activations scale what they write to FP8 themselves, so that only the output of attention is
+# scaled apart: vLLM (compiled by Inductor, or its fusion passes: vLLM documentation, "Fusion torch.compile passes") and
+# TensorRT-LLM; the others scale the input of every product.
+UNFUSED = {"sglang"}
 
 
 class Asked(NamedTuple):
@@ -117,8 +121,9 @@ def _products(system: System, model: ModelSpec, shapes: dict[str, tuple[int, int
     """Matrix products (n, k), and with FP8 weights the scaling of what goes into them."""
     found = {name: gemm(system, model.weight_dtype, n, k).times(layers) for name, (n, k) in shapes.items()}
     if model.weight_dtype == "fp8":
-        for name, (_, k) in shapes.items():
-            scaled = quantisation(system, k)
+        apart = shapes if system.kernels in UNFUSED else [name for name in shapes if name == "output projection"]
+        for name in apart:
+            scaled = quantisation(system, shapes[name][1])
             if scaled is not None:
                 found[f"{name} input to FP8"] = scaled.times(layers)
     return found
