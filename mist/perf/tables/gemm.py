@@ -12,6 +12,7 @@ from mist.perf.tables.files import MILLISECOND, System, rows
 GEMM_DTYPES: dict[str, tuple[str, ...]] = {
     "bf16": ("bfloat16",),
     "fp8": ("fp8", "fp8_block"),
+    "fp8_block": ("fp8_block", "fp8"),  # a scale for every 128 x 128 weights
     "int8": ("int8_wo", "sq"),
     "int4": ("int4_wo",),
     "fp4": ("nvfp4",),
