@@ -65,6 +65,14 @@ def total(curves: Sequence[Curve]) -> Curve:
     return Curve(x, tuple(sum(curve(count) for curve in curves) for count in x))
 
 
+def least(curves: Sequence[Curve]) -> Curve:
+    """The least of several measured curves at every point of any."""
+    if len(curves) == 1:
+        return curves[0]
+    x = sorted(set().union(*(curve.x[:-1] for curve in curves)))
+    return through(x, [min(curve(count) for curve in curves) for count in x])
+
+
 def envelope(y: Floats, axis: int = -1) -> Floats:
     """The least of a time and all times of larger problems."""
     flipped = np.flip(y, axis)

@@ -119,7 +119,9 @@ def _mlp(system: System, model: ModelSpec, name: str, width: int, layers: int) -
 
 def _products(system: System, model: ModelSpec, shapes: dict[str, tuple[int, int]], layers: int) -> dict[str, Curve]:
     """Matrix products (n, k), and with FP8 weights the scaling of what goes into them."""
-    blocks = model.weight_dtype == "fp8" and model.kv_latent  # as DeepSeek publishes its weights (arXiv:2412.19437, 3.3)
+    blocks = (
+        model.weight_dtype == "fp8" and model.kv_latent
+    )  # as DeepSeek publishes its weights (arXiv:2412.19437, 3.3)
     dtype = "fp8_block" if blocks else model.weight_dtype
     found = {name: gemm(system, dtype, n, k).times(layers) for name, (n, k) in shapes.items()}
     if model.weight_dtype == "fp8":
