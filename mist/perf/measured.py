@@ -12,6 +12,7 @@ from mist.errors import InputError
 from mist.perf.attended import Attention, Chunks
 from mist.perf.base import Explained, Replica, StepShape, Stretch, Table
 from mist.perf.tables.curve import total
+from mist.perf.tables.deepep import Exchange
 from mist.perf.tables.experts import Distribution
 from mist.perf.tables.operators import Asked, Operators
 from mist.perf.tables.store import stored
@@ -24,13 +25,16 @@ class Measured:
 
     ``distribution`` is how unevenly the router loads the experts that were timed. ``kernel_time`` is the time of the
     smallest kernel, ``bandwidth_efficiency`` the share of memory bandwidth that norms reach, ``link_efficiency``
-    that of links over which nothing was timed (between nodes, between pipeline stages).
+    that of links over which nothing was timed (between nodes, between pipeline stages). With ``dp`` > 1 tokens reach
+    their experts by ``exchange``: all-gather and reduce-scatter, or DeepEP in one of its modes (vLLM
+    documentation, "Expert Parallel Deployment", all2all backends).
     """
 
     distribution: Distribution
     kernel_time: Seconds
     bandwidth_efficiency: float
     link_efficiency: float
+    exchange: Exchange = "gather"
 
     def __post_init__(self) -> None:
         if self.kernel_time < 0:
@@ -40,7 +44,16 @@ class Measured:
                 raise InputError(field, getattr(self, field), "must lie in (0, 1]")
 
     def of(self, replica: Replica) -> "MeasuredSteps":
-        asked = Asked(replica, self.distribution, self.bandwidth_efficiency, self.kernel_time, self.link_efficiency)
+        if self.exchange != "gather" and replica.dp == 1:
+            raise InputError("perf.exchange", self.exchange, "has no effect with dp = 1", ["gather"])
+        asked = Asked(
+            replica,
+            self.distribution,
+            self.bandwidth_efficiency,
+            self.kernel_time,
+            self.link_efficiency,
+            self.exchange,
+        )
         return MeasuredSteps(stored(asked), replica)
 
 

@@ -173,6 +173,24 @@ def test_without_peer_access_an_all_reduce_takes_longer(replica, perf):
     assert parts[0].keys() == parts[1].keys()
 
 
+def test_experts_are_reached_as_the_engine_does(replica, perf):
+    spread = replica("deepseek-v3", "h200", dp=8, ep=8)
+    ways = {}
+    for exchange in ("gather", "deepep_low_latency", "deepep_high_throughput"):
+        for kernels in ("vllm", "sglang"):
+            own = spread._replace(engine=replace(spread.engine, kernels=kernels))
+            try:
+                parts = replace(perf, exchange=exchange).of(own).explain(StepShape(64, 64_000))
+            except InputError as error:
+                assert "h200" in str(error)
+                continue
+            ways[exchange, kernels] = sum(p.seconds for p in parts if p.operator in ("dispatch", "combine"))
+    assert len(ways) >= 4
+    assert all(1e-3 < seconds < 0.1 for seconds in ways.values())
+    with pytest.raises(InputError, match=r"perf\.exchange = deepep_low_latency: has no effect with dp = 1"):
+        replace(perf, exchange="deepep_low_latency").of(replica("deepseek-v3", "h200", tp=8))
+
+
 def test_a_missing_table_is_named(replica, perf, sheet):
     for one, what in (
         (replica("llama-3.1-8b", "mi300x"), "operator tables for vllm kernels on mi300x"),
@@ -223,7 +241,7 @@ def test_what_is_asked_decides_the_cache_entry(replica, perf):
         one._replace(engine=replace(one.engine, kernels="sglang")),
         replica("llama-3.1-8b", "h200"),
     ]
-    asked = [store.digest(store.Asked(each, "balanced", 0.8, 3e-6, 0.8)) for each in (one, renamed, *others)]
+    asked = [store.digest(store.Asked(each, "balanced", 0.8, 3e-6, 0.8, "gather")) for each in (one, renamed, *others)]
     assert asked[0] == asked[1]
     assert len(set(asked)) == 4
 

@@ -30,7 +30,7 @@ def reduction(system: System, replica: Replica, efficiency: float) -> Curve:
     known = [np.interp(SIZES, curve.x, curve.y) for curve in timed if curve is not None]
     if replica.node.peer_to_peer:
         if not known:
-            raise system.refuse(f"all-reduce over {devices} devices")
+            return _modelled(replica, devices, efficiency)
         return through(SIZES, np.min(known, axis=0))
     staged = fabric(replica, 1.0)
     floor = np.array([allreduce(staged, size * ELEMENT, devices) for size in SIZES])

@@ -45,9 +45,10 @@ def through(x: Any, y: Any, source: Source = "measured", proportional: bool = Tr
     have) is cut down to the least time of any larger problem. Beyond the last point time grows in proportion,
     or as between the last two.
     """
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    order = np.argsort(x, kind="stable")
-    x, y = x[order], envelope(y[order])
+    x, place = np.unique(np.asarray(x, dtype=float), return_inverse=True)
+    least_seconds = np.full(len(x), np.inf)  # of what was timed more than once
+    np.minimum.at(least_seconds, place, np.asarray(y, dtype=float))
+    y = envelope(least_seconds)
     end = float(x[-1])
     if proportional or len(x) == 1:
         x, y = np.append(x, 2 * end), np.append(y, 2 * y[-1])

@@ -38,7 +38,7 @@ class Rows:
         return name in self.columns
 
     def __len__(self) -> int:
-        return len(self.columns["latency"])
+        return len(next(iter(self.columns.values())))
 
     def where(self, mask: Column) -> "Rows":
         return Rows({name: column[mask] for name, column in self.columns.items()}, self.words)

@@ -7,6 +7,7 @@ from mist.perf.base import Replica
 from mist.perf.tables.attention import Heads, decode_attention, prompt_attention
 from mist.perf.tables.comm import gathering, reduction
 from mist.perf.tables.curve import Curve, line
+from mist.perf.tables.deepep import Exchange, deepep
 from mist.perf.tables.experts import Distribution, experts
 from mist.perf.tables.files import System
 from mist.perf.tables.gemm import gemm, quantisation
@@ -28,6 +29,7 @@ class Asked(NamedTuple):
     bandwidth_efficiency: float
     kernel_time: float
     link_efficiency: float
+    exchange: Exchange
 
 
 class Layers(NamedTuple):
@@ -152,9 +154,13 @@ def _collectives(system: System, asked: Asked, local: dict[str, Curve], group: d
         count = 2 * model.layers - spread
         local["all-reduce"] = reduction(system, replica, asked.link_efficiency).times(count, model.hidden)
     if spread:
-        for op, name in (("all_gather", "dispatch"), ("reduce_scatter", "combine")):
-            curve = gathering(system, op, replica, replica.group, asked.link_efficiency)
-            group[name] = curve.times(spread, model.hidden)
+        if asked.exchange == "gather":
+            for op, name in (("all_gather", "dispatch"), ("reduce_scatter", "combine")):
+                curve = gathering(system, op, replica, replica.group, asked.link_efficiency)
+                group[name] = curve.times(spread, model.hidden)
+        else:
+            sent = deepep(system, model, replica.group, asked.exchange)
+            group |= {name: curve.times(spread) for name, curve in sent.items()}
 
 
 def _head(system: System, asked: Asked) -> dict[str, Curve]:
