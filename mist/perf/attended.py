@@ -41,10 +41,19 @@ class Attention:
         return self._count * (row[at + 1] - row[at]) / (high - low), max(steps, 1)
 
     def prompts(self, chunks: Chunks) -> float:
-        """All prompt chunks of a step, in one launch."""
-        together = len(chunks)
-        row = self._prompt_row(together)
-        return self._count * sum(self._chunk(row, together, chunk, past) for chunk, past in chunks) / together
+        """All prompt chunks of a step, in one launch: together as equal ones of the same work would, never less than
+        the longest alone.
+
+        Timed batches are of equal prompts; chunks of works w count as sum(w) / max(w) of them.
+        """
+        alone = [self._chunk(self._prompt_row(1), 1, chunk, past) for chunk, past in chunks]
+        longest = max(alone)
+        if len(chunks) == 1:
+            return self._count * longest
+        together = sum(alone) / longest
+        row = self._layers.prompt.row(together) if together % 1 else self._prompt_row(int(together))
+        each = sum(self._chunk(row, together, chunk, past) for chunk, past in chunks) / together
+        return self._count * max(each, longest)
 
     def verification(self, decodes: int, context: float, drafted: int) -> float:
         """Sequences that verify drafts, the same number each: the cache is read once for all their queries."""
@@ -68,7 +77,7 @@ class Attention:
             source = self._layers.decode.source_at(decodes, (context + decodes) / decodes)
             yield Explained(f"{name}decode attention", time, "extrapolated" if drafted else source)
 
-    def _chunk(self, row: tuple[float, ...], together: int, chunk: int, past: int) -> float:
+    def _chunk(self, row: tuple[float, ...], together: float, chunk: int, past: int) -> float:
         """A chunk after ``past`` tokens has their share of the whole prompt's query-key pairs.
 
         It takes no less than a prompt of its own length, and no less than reading what it attends to.
@@ -81,8 +90,11 @@ class Attention:
         if self._layers.module:  # what grows with tokens is shared by tokens, the rest by pairs
             squared = min(max(2 - 4 * self._prompt(row, seen / 2) / whole, 0.0), 1.0)
             share = squared * share + (1 - squared) * chunk / seen
-        reading = self.decode(together, together * (seen - 1)) / self._count
-        return max(whole * share, self._prompt(row, chunk), reading)
+        return max(whole * share, self._prompt(row, chunk), together * self._reading(seen))
+
+    def _reading(self, seen: int) -> float:
+        """One sequence's cache in one layer."""
+        return self.decode(1, seen - 1) / self._count
 
     def _pairs(self, chunk: int, past: int) -> float:
         """Query-key pairs of a chunk."""

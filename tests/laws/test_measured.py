@@ -109,6 +109,17 @@ def test_more_work_never_takes_less_time(data, deployed, perf):
     assert model.step_time(StepShape(decodes, context, ((chunk, past),))) >= least
     before = model.step_time(StepShape(0, 0, ((chunk, past),))) * (1 - 1e-9)
     assert model.step_time(StepShape(0, 0, ((chunk + more, past),))) >= before
+    assert model.step_time(StepShape(0, 0, ((chunk, past), (more, 0)))) >= before
+
+
+def test_equal_prompts_take_what_was_timed_of_so_many(replica, perf):
+    model = perf.of(replica("llama-3.1-8b"))
+    grid = model._found.attention[0].prompt
+    for batch, length in ((1, 4096), (4, 1024), (16, 512)):
+        parts = {part.operator: part for part in model.explain(StepShape(0, 0, ((length, 0),) * batch))}
+        timed = grid.seconds[grid.batches.index(batch)][grid.lengths.index(length)]
+        assert parts["prompt attention"].seconds == pytest.approx(32 * timed, rel=1e-12)
+        assert parts["prompt attention"].source == "measured"
 
 
 def test_what_explains_a_step_adds_up_to_it(deployed, perf):
