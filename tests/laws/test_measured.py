@@ -34,6 +34,7 @@ DEPLOYED = {
     "quantised": ("llama-3.1-70b", "b200", {"tp": 2}, {"weight_dtype": "fp4", "kv_dtype": "fp8"}),
     "windowed": ("gemma-3-27b", "l40s", {"tp": 2}, {}),
     "small heads": ("qwen2.5-0.5b", "rtx-pro-6000", {}, {}),
+    "scaled heads": ("gemma-2-9b", "a100", {}, {}),
     "odd heads": ("phi-3-mini", "h200", {}, {}),
     "experts": ("gpt-oss-120b", "gb200", {}, {}),
     "spread": ("qwen3-235b-a22b", "h200", {"dp": 4, "ep": 4}, {"weight_dtype": "fp8"}),

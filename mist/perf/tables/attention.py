@@ -37,7 +37,7 @@ def _of(system: System, heads: Heads, window: int, file: str) -> Grid:
     for path in system.newest("attention", file):
         table = rows(path, kv_cache_dtype=kind)
         for own in (window, 0) if window else (0,):
-            grid = _between_sizes(_of_window(table, own), heads, prompt)
+            grid = _of_size(_of_window(table, own), heads, prompt)
             if grid is not None:
                 cut = windowed_prompt if prompt else windowed
                 return cut(grid, window) if window and not own else grid
@@ -51,26 +51,45 @@ def _of_window(table: Rows, window: int) -> Rows:
     return table.which(window_size=window)
 
 
-def _between_sizes(table: Rows, heads: Heads, prompt: bool) -> Grid | None:
-    """Head sizes between two that were timed are interpolated: cache and arithmetic grow in proportion."""
+def _of_size(table: Rows, heads: Heads, prompt: bool) -> Grid | None:
+    """Of heads of this size; between two sizes that were timed, or scaled from the nearest one.
+
+    Cache and arithmetic grow in proportion to the size, what a launch takes does not.
+    """
     sizes = np.unique(table["head_dim"])
-    if heads.size in sizes:
-        return _shaped(table.which(head_dim=heads.size), heads, prompt)
-    below, above = sizes[sizes < heads.size], sizes[sizes > heads.size]
-    if not len(below) or not len(above):
+    timed = {int(size): _shaped(table.which(head_dim=size), heads, prompt) for size in _nearest(sizes, heads.size)}
+    known = {size: grid for size, grid in timed.items() if grid is not None}
+    if not known:
         return None
-    ends = [_shaped(table.which(head_dim=size), heads, prompt) for size in (below[-1], above[0])]
-    low, high = ends
-    if low is None or high is None or low.lengths != high.lengths:
-        return None
-    share = (heads.size - below[-1]) / (above[0] - below[-1])
-    shared = [batch for batch in low.batches if batch in high.batches]
-    mixed = [
+    if len(known) == 2:
+        (small, low), (large, high) = sorted(known.items())
+        if low.lengths == high.lengths:
+            return _mean(low, high, (heads.size - small) / (large - small))
+    size, grid = min(known.items(), key=lambda pair: abs(pair[0] - heads.size))
+    return grid if size == heads.size else _scaled(grid, heads.size / size)
+
+
+def _nearest(sizes: Floats, size: int) -> list[int]:
+    """The size itself, or the next below and above."""
+    if size in sizes:
+        return [size]
+    return [int(near) for near in (*sizes[sizes < size][-1:], *sizes[sizes > size][:1])]
+
+
+def _mean(low: Grid, high: Grid, share: float) -> Grid:
+    shared = tuple(batch for batch in low.batches if batch in high.batches)
+    mixed = tuple(
         tuple(float(a + (b - a) * share) for a, b in zip(low.row(batch), high.row(batch), strict=True))
         for batch in shared
-    ]
+    )
     longest = tuple(min(low.longest[low.batches.index(b)], high.longest[high.batches.index(b)]) for b in shared)
-    return Grid(tuple(shared), low.lengths, tuple(mixed), longest, "interpolated")
+    return Grid(shared, low.lengths, mixed, longest, "interpolated")
+
+
+def _scaled(grid: Grid, ratio: float) -> Grid:
+    once = grid.seconds[0][0]  # the smallest problem is all launch
+    seconds = tuple(tuple(once + (time - once) * ratio for time in row) for row in grid.seconds)
+    return grid._replace(seconds=seconds, source="extrapolated")
 
 
 def _shaped(table: Rows, heads: Heads, prompt: bool) -> Grid | None:

@@ -80,7 +80,11 @@ def _grid(path: Path, kind: str) -> Grid:
     place = tuple(np.searchsorted(axis, found[name]) for axis, name in zip((m, n, k), "mnk", strict=True))
     np.minimum.at(seconds, place, found["latency"] * MILLISECOND)
     seconds[np.isinf(seconds)] = np.nan
-    return Grid(m, n, k, seconds)
+    timed = np.isfinite(seconds).any(axis=0)
+    wide, deep = (
+        timed.sum(axis=axis) > timed.shape[axis] / 2 for axis in (1, 0)
+    )  # a few sizes were timed for one model
+    return Grid(m, n[wide], k[deep], seconds[:, wide][:, :, deep])
 
 
 def quantisation(system: System, k: int) -> Curve | None:
