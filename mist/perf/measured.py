@@ -24,7 +24,8 @@ class Measured:
     """Operator tables for what was timed; norms and links that were not are analytical.
 
     ``distribution`` is how unevenly the router loads the experts that were timed. ``kernel_time`` is the time of the
-    smallest kernel, ``bandwidth_efficiency`` the share of memory bandwidth that norms reach, ``link_efficiency``
+    smallest kernel, ``bandwidth_efficiency`` the share of memory bandwidth that norms reach, ``matmul_efficiency`` that
+    of the peak rate at which a device draws full power (no time depends on it), ``link_efficiency``
     that of links over which nothing was timed (between nodes, between pipeline stages). With ``dp`` > 1 tokens reach
     their experts by ``exchange``: all-gather and reduce-scatter, or DeepEP in one of its modes (vLLM
     documentation, "Expert Parallel Deployment", all2all backends).
@@ -33,13 +34,14 @@ class Measured:
     distribution: Distribution
     kernel_time: Seconds
     bandwidth_efficiency: float
+    matmul_efficiency: float
     link_efficiency: float
     exchange: Exchange = "gather"
 
     def __post_init__(self) -> None:
         if self.kernel_time < 0:
             raise InputError("kernel_time", self.kernel_time, "must not be negative")
-        for field in ("bandwidth_efficiency", "link_efficiency"):
+        for field in ("bandwidth_efficiency", "matmul_efficiency", "link_efficiency"):
             if not 0 < getattr(self, field) <= 1:
                 raise InputError(field, getattr(self, field), "must lie in (0, 1]")
 
