@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from mist.errors import InputError
 from mist.model import ModelSpec
-from mist.perf.base import Replica, StepModel, StepShape, Stretch
+from mist.perf.base import Explained, Replica, StepModel, StepShape, Stretch
 from mist.perf.footprint import check_layout
 from mist.perf.power import Load
 from mist.speculation import Speculation
@@ -30,6 +30,11 @@ class DraftedSteps:
             one = self.drafter.step_time(StepShape(shape.decodes, shape.context)) + self._overhead
             time += (self._tokens - 1) * one
         return time
+
+    def explain(self, shape: StepShape) -> tuple[Explained, ...]:
+        """The target's step; the drafter's passes are not told apart."""
+        explain = getattr(self.target, "explain", None)
+        return explain(shape) if explain is not None else ()
 
     def decode_stretch(self, decodes: int, context: int) -> Stretch:
         """One step, as nobody knows how many tokens it yields."""

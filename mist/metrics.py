@@ -136,6 +136,7 @@ class PoolReport:
     fleet: FleetReport | None = None  # of a pool whose replicas come and go
     prefix: PrefixUse | None = None  # with prefix caching
     swap: SwapUse | None = None  # with preemption by swap
+    step_time_sources: Mapping[str, float] | None = None  # share of step time by how it is known; empty if unknown
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from mist.metrics import (
     window_notes,
     within,
 )
+from mist.perf.provenance import shares, typical
 from mist.policy import Scheduler
 from mist.pool import Pool
 from mist.request import Request
@@ -66,7 +67,7 @@ def outcome(  # noqa: PLR0917
     in_slo = [r for r in done if good(r)]
     verdict, reason = _verdict(window, checks)
     goodput = sum(r.output for r in in_slo) / length
-    pools = {name: _pool(scenario, pool, kernel.now, window) for name, pool in cluster.pools.items()}
+    pools = {name: _pool(scenario, pool, kernel.now, window, requests) for name, pool in cluster.pools.items()}
     dollars = sum(pool.dollars_per_hour for pool in pools.values())
     tokens = sum(r.output for r in done)
     notes = window_notes(slo, len(cohort), length, max(window.start, 0.0), figures["e2e"])
@@ -140,7 +141,7 @@ def _counts(requests: Sequence[Request]) -> Counts:
     return Counts(len(requests), completed, len(requests) - completed - refused - lost, refused, lost)
 
 
-def _pool(scenario: Scenario, pool: Pool, elapsed: float, window: Observed) -> PoolReport:
+def _pool(scenario: Scenario, pool: Pool, elapsed: float, window: Observed, requests: Sequence[Request]) -> PoolReport:
     spec, clients, drawn = pool.spec, pool.everybody, pool.joules(elapsed)
     degrees = {"tp": spec.tp, "pp": spec.pp, "dp": spec.dp, "ep": spec.ep}
     fleet = _fleet(pool, window)
@@ -172,7 +173,19 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float, window: Observed) -> P
         fleet=fleet,
         prefix=prefix_use([client.kv for client in clients]),
         swap=swap_use([client.kv for client in clients]),
+        step_time_sources=_sources(pool, requests),
     )
+
+
+def _sources(pool: Pool, requests: Sequence[Request]) -> dict[str, float]:
+    """How the pool's step times are known, at its mean steps."""
+    done = [request for request in requests if request.finished >= 0]
+    if not done:
+        return {}
+    prompt, answer = (sum(getattr(r, name) for r in done) / len(done) for name in ("input", "output"))
+    steps = sum(client.steps for client in pool.everybody)
+    each = typical(len(done), prompt, answer, steps, pool.spec.scheduler.token_budget, pool.spec.role)
+    return shares(pool.stages, each)
 
 
 def _fleet(pool: Pool, window: Observed) -> FleetReport | None:

@@ -92,6 +92,7 @@ class PoolSpec:
                     raise InputError(field, getattr(self, field), why, ["1"])
         check_speculation(self.speculation, self.replica, self.scheduler, self.role != "prefill")
         check_profile(self.perf, self.replica, self.speculation.name if self.speculation.tokens else "")
+        self.steptimes()  # what a perf model lacks for them is an error of the input, told before anything runs
 
     @property
     def replica(self) -> Replica:

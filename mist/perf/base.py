@@ -1,7 +1,7 @@
 """How long a step takes: the few integers in which a batch meets the hardware."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from mist.hardware import HardwareSpec
 from mist.model import ModelSpec
@@ -48,6 +48,14 @@ class Stretch(NamedTuple):
     def time(self, steps: int) -> float:
         """Seconds of the first ``steps`` steps together."""
         return steps * self.first + self.slope * (steps * (steps - 1) / 2)
+
+
+class Explained(NamedTuple):
+    """One operator of a step: seconds, and how they are known."""
+
+    operator: str
+    seconds: float
+    source: Literal["measured", "interpolated", "extrapolated", "analytical", "fitted"]
 
 
 class Replica(NamedTuple):

@@ -1,6 +1,7 @@
 """What an inference engine adds to the physics: overheads, reserves, block size."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mist.errors import InputError
 from mist.units import Bytes, Seconds
@@ -19,6 +20,7 @@ class EngineProfile:
     memory_utilization: float  # share of device memory the engine may use
     reserve: Bytes  # CUDA graphs, workspaces, communication buffers, per device
     reserved_blocks: int = 0  # KV blocks of its count that no request gets
+    kernels: Literal["vllm", "sglang", "trtllm"] = "vllm"  # whose timed operators stand for its own (perf=measured)
 
     def __post_init__(self) -> None:
         if not 0 < self.memory_utilization <= 1:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mist.errors import InputError
 from mist.model import BYTES_PER_ELEMENT, ModelSpec
-from mist.perf.base import Replica, StepShape, Stretch, Table
+from mist.perf.base import Explained, Replica, StepShape, Stretch, Table
 from mist.perf.collective import allreduce, exchange, fabric
 from mist.perf.experts import busiest_load, destinations, touched
 
@@ -119,6 +119,14 @@ class RooflineSteps:
         """The decodes of the fullest copy and their context."""
         share = -(-decodes // self._dp)
         return share, context * share / max(decodes, 1)
+
+    def explain(self, shape: StepShape) -> tuple[Explained, ...]:
+        """Everything but the engine's overheads is analytical."""
+        engine, rows = self._engine, -(-shape.requests // self._dp)
+        overhead = engine.step_overhead + rows * engine.request_overhead
+        overhead += engine.mixed_overhead if shape.chunks else 0.0
+        analytical = Explained("roofline", self.step_time(shape) - overhead, "analytical")
+        return analytical, Explained("engine overheads", overhead, "fitted")
 
     def decode_stretch(self, decodes: int, context: int) -> Stretch:
         slope, until, cached = 0.0, inf, float(context)

@@ -20,6 +20,7 @@ def simulation(result: Result) -> RenderableType:
     parts: list[RenderableType] = [deployment(result), *_speculation(result), Text()]
     parts.extend(_dynamics(result))
     parts.extend(_memory(result))
+    parts.extend(_sources(result))
     parts.append(_served(result))
     parts.append(latency_table(result))
     if result.classes:
@@ -102,6 +103,15 @@ def _dynamics(result: Result) -> Iterator[Text]:
         if fleet.joined:
             text += f"; {fleet.joined} replicas changed to {pool.role}"
         yield Text(text)
+
+
+def _sources(result: Result) -> Iterator[Text]:
+    """How the step times are known, by pool."""
+    for name, pool in (result.pools or {}).items():
+        known = sorted((pool.step_time_sources or {}).items(), key=lambda part: -part[1])
+        if known:
+            parts = ", ".join(f"{share:.0%} {source}" for source, share in known)
+            yield Text(f"{name}: step time {parts}", DIM)
 
 
 def _memory(result: Result) -> Iterator[Text]:

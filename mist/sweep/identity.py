@@ -13,6 +13,7 @@ import numpy as np
 import mist
 from mist.build import build, plain
 from mist.errors import StaleRun, as_typed
+from mist.perf.tables.files import PACKAGE
 from mist.scenario import Scenario
 
 
@@ -24,16 +25,24 @@ def digest(value: object) -> str:
 
 @cache
 def code() -> Mapping[str, str]:
-    """What computes an answer: the version of MIST, a hash of its sources, the version of NumPy."""
+    """What computes an answer: the version of MIST, a hash of its sources, the versions of NumPy and of the tables."""
     root = Path(mist.__file__).parent
     sources = sha256()
     for path in sorted(root.rglob("*.py")):
         sources.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return {
+        "mist": _release("mist-llm", "source"),  # run from a source tree it has none
+        "mist sources": sources.hexdigest(),
+        "numpy": np.__version__,
+        "operator tables": _release(PACKAGE, "none"),
+    }
+
+
+def _release(package: str, otherwise: str) -> str:
     try:
-        release = version("mist-llm")
-    except PackageNotFoundError:  # run from a source tree
-        release = "source"
-    return {"mist": release, "mist sources": sources.hexdigest(), "numpy": np.__version__}
+        return version(package)
+    except PackageNotFoundError:
+        return otherwise
 
 
 def canonical(config: Mapping[str, Any]) -> dict[str, Any]:

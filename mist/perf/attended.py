@@ -1,0 +1,135 @@
+"""Attention of the layers of one kind, out of its two grids."""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from math import floor, inf
+
+from mist.perf.base import Explained
+from mist.perf.tables.operators import Layers
+
+Chunks = tuple[tuple[int, int], ...]
+
+
+class Attention:
+    """Seconds over all layers of the kind."""
+
+    def __init__(self, layers: Layers) -> None:
+        self._layers, self._count, self._window = layers, layers.layers, layers.window
+        self._lengths, self._prompt_lengths = layers.decode.lengths, layers.prompt.lengths
+        self._rows: dict[int, tuple[float, ...]] = {}
+        self._prompt_rows: dict[int, tuple[float, ...]] = {}
+        longest = layers.prompt.lengths[-2]
+        self._pair = layers.prompt.row(1)[-2] / self._pairs(int(longest), 0)  # s per query-key pair at full speed
+
+    def decode(self, decodes: int, context: float) -> float:
+        """One token of each of ``decodes`` sequences, which hold ``context`` tokens together."""
+        row = self._row(decodes)
+        seen = (context + decodes) / decodes
+        at = self._interval(seen)
+        low, high = self._lengths[at], self._lengths[at + 1]
+        return self._count * (row[at] + (row[at + 1] - row[at]) * max(seen - low, 0.0) / (high - low))
+
+    def slope(self, decodes: int, context: float) -> tuple[float, float]:
+        """Seconds that each further step adds, and the steps for which it is that many."""
+        row = self._row(decodes)
+        seen = (context + decodes) / decodes
+        at = self._interval(seen)
+        low, high = self._lengths[at], self._lengths[at + 1]
+        if seen < low:  # below the shortest that was timed
+            return 0.0, floor(low - seen) + 1
+        steps = inf if at == len(self._lengths) - 2 else floor((high * decodes - (context + decodes)) / decodes) + 1
+        return self._count * (row[at + 1] - row[at]) / (high - low), max(steps, 1)
+
+    def prompts(self, chunks: Chunks) -> float:
+        """All prompt chunks of a step, in one launch: together as equal ones of the same work would, never less than
+        the longest alone.
+
+        Timed batches are of equal prompts; chunks of works w count as sum(w) / max(w) of them.
+        """
+        alone = [self._chunk(self._prompt_row(1), 1, chunk, past) for chunk, past in chunks]
+        longest = max(alone)
+        if len(chunks) == 1:
+            return self._count * longest
+        together = sum(alone) / longest
+        row = self._layers.prompt.row(together) if together % 1 else self._prompt_row(int(together))
+        each = sum(self._chunk(row, together, chunk, past) for chunk, past in chunks) / together
+        return self._count * max(each, longest)
+
+    def verification(self, decodes: int, context: float, drafted: int) -> float:
+        """Sequences that verify drafts, the same number each: the cache is read once for all their queries."""
+        width = 1 + drafted / decodes
+        reading = self.decode(decodes, context + drafted)
+        seen = context / decodes + width
+        pairs = decodes * width * (min(seen, self._window) if self._window else seen - width / 2)
+        return max(reading, self._count * pairs * self._pair)
+
+    def explain(self, decodes: int, context: float, chunks: Chunks, drafted: int) -> Iterator[Explained]:
+        """The parts of a step, and how they are known."""
+        name = f"window {self._window} " if self._window else ""
+        if chunks:
+            longest = max(chunk + past for chunk, past in chunks)
+            source = self._layers.prompt.source_at(len(chunks), longest)
+            if any(past for _, past in chunks) and source == "measured":
+                source = "interpolated"
+            yield Explained(f"{name}prompt attention", self.prompts(chunks), source)
+        if decodes:
+            time = self.verification(decodes, context, drafted) if drafted else self.decode(decodes, context)
+            source = self._layers.decode.source_at(decodes, (context + decodes) / decodes)
+            yield Explained(f"{name}decode attention", time, "extrapolated" if drafted else source)
+
+    def _chunk(self, row: tuple[float, ...], together: float, chunk: int, past: int) -> float:
+        """A chunk after ``past`` tokens has their share of the whole prompt's query-key pairs.
+
+        It takes no less than a prompt of its own length, and no less than reading what it attends to.
+        """
+        if not past:
+            return self._prompt(row, chunk)
+        seen = chunk + past
+        share = self._pairs(chunk, past) / self._pairs(seen, 0)
+        whole = self._prompt(row, seen)
+        if self._layers.module:  # what grows with tokens is shared by tokens, the rest by pairs
+            squared = min(max(2 - 4 * self._prompt(row, seen / 2) / whole, 0.0), 1.0)
+            share = squared * share + (1 - squared) * chunk / seen
+        return max(whole * share, self._prompt(row, chunk), together * self._reading(seen))
+
+    def _reading(self, seen: int) -> float:
+        """One sequence's cache in one layer."""
+        return self.decode(1, seen - 1) / self._count
+
+    def _pairs(self, chunk: int, past: int) -> float:
+        """Query-key pairs of a chunk."""
+        if not self._window:
+            return chunk * (past + (chunk + 1) / 2)
+        return self._prefix_pairs(chunk + past) - self._prefix_pairs(past)
+
+    def _prefix_pairs(self, tokens: int) -> float:
+        window = min(self._window, tokens)
+        return window * (window + 1) / 2 + (tokens - window) * window
+
+    def _prompt(self, row: tuple[float, ...], tokens: float) -> float:
+        """Between lengths that were timed: the lesser of linear time and linear time per token.
+
+        A chord lies above a convex curve: the first is too much where time grows with the square, the
+        second where it does not grow.
+        """
+        lengths = self._prompt_lengths
+        at = min(max(bisect_right(lengths, tokens) - 1, 0), len(lengths) - 2)
+        low, high, first, last = lengths[at], lengths[at + 1], row[at], row[at + 1]
+        along = (tokens - low) / (high - low)
+        each = first / low + (last / high - first / low) * along
+        return min(first + (last - first) * along, tokens * each)
+
+    def _interval(self, seen: float) -> int:
+        return min(max(bisect_right(self._lengths, seen) - 1, 0), len(self._lengths) - 2)
+
+    def _row(self, decodes: int) -> tuple[float, ...]:
+        row = self._rows.get(decodes)
+        if row is None:
+            row = self._rows[decodes] = self._layers.decode.row(decodes)
+        return row
+
+    def _prompt_row(self, together: int) -> tuple[float, ...]:
+        row = self._prompt_rows.get(together)
+        if row is None:
+            row = self._prompt_rows[together] = self._layers.prompt.row(together)
+        return row

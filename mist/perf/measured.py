@@ -1,0 +1,155 @@
+"""Step times composed of operators that were timed on the device (aiconfigurator-core, Apache-2.0).
+
+T = layers x [ projections(tokens) + MLP or experts(tokens) + attention per chunk(chunk, past)
+               + decode attention(batch, context) + collectives(tokens) + norms(tokens) ]
+    + language head(rows) + the engine's overheads
+"""
+
+from dataclasses import dataclass
+from math import inf
+
+from mist.errors import InputError
+from mist.perf.attended import Attention, Chunks
+from mist.perf.base import Explained, Replica, StepShape, Stretch, Table
+from mist.perf.tables.curve import total
+from mist.perf.tables.deepep import Exchange
+from mist.perf.tables.experts import Distribution
+from mist.perf.tables.operators import Asked, Operators
+from mist.perf.tables.store import stored
+from mist.units import Seconds
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Operator tables for what was timed; norms and links that were not are analytical.
+
+    ``distribution`` is how unevenly the router loads the experts that were timed. ``kernel_time`` is the time of the
+    smallest kernel, ``bandwidth_efficiency`` the share of memory bandwidth that norms reach, ``matmul_efficiency`` that
+    of the peak rate at which a device draws full power (no time depends on it), ``link_efficiency``
+    that of links over which nothing was timed (between nodes, between pipeline stages). With ``dp`` > 1 tokens reach
+    their experts by ``exchange``: all-gather and reduce-scatter, or DeepEP in one of its modes (vLLM
+    documentation, "Expert Parallel Deployment", all2all backends).
+    """
+
+    distribution: Distribution
+    kernel_time: Seconds
+    bandwidth_efficiency: float
+    matmul_efficiency: float
+    link_efficiency: float
+    exchange: Exchange = "gather"
+
+    def __post_init__(self) -> None:
+        if self.kernel_time < 0:
+            raise InputError("kernel_time", self.kernel_time, "must not be negative")
+        for field in ("bandwidth_efficiency", "matmul_efficiency", "link_efficiency"):
+            if not 0 < getattr(self, field) <= 1:
+                raise InputError(field, getattr(self, field), "must lie in (0, 1]")
+
+    def of(self, replica: Replica) -> "MeasuredSteps":
+        if self.exchange != "gather" and replica.dp == 1:
+            raise InputError("perf.exchange", self.exchange, "has no effect with dp = 1", ["gather"])
+        asked = Asked(
+            replica,
+            self.distribution,
+            self.bandwidth_efficiency,
+            self.kernel_time,
+            self.link_efficiency,
+            self.exchange,
+        )
+        return MeasuredSteps(stored(asked), replica)
+
+
+class MeasuredSteps:
+    """Step times of one stage of a replica, on the busiest device of its group."""
+
+    def __init__(self, found: Operators, replica: Replica) -> None:
+        self._found, self._engine, self._dp = found, replica.engine, replica.dp
+        self._local = Table(total(list(found.local.values())).__call__)
+        self._group = Table(total(list(found.group.values())).__call__)
+        self._linear = Table(lambda tokens: self._local[tokens] + self._group[tokens])
+        self._head = Table(self._head_time)
+        self._kinds = tuple(Attention(layers) for layers in found.attention)
+
+    def step_time(self, shape: StepShape) -> float:
+        decodes, context, chunks, drafted = shape
+        if self._dp > 1:
+            return self._spread_time(shape)
+        time = self._engine.step_overhead
+        tokens = decodes + drafted
+        if chunks:
+            time += self._engine.mixed_overhead + self._prompts(chunks)
+            tokens += sum(chunk for chunk, _ in chunks)
+        if decodes:
+            time += self._verification(decodes, context, drafted) if drafted else self._decoding(decodes, context)
+        rows = decodes + len(chunks)
+        if drafted:
+            time -= drafted * self._engine.request_overhead
+        return time + self._linear[tokens] + self._head[rows + drafted]
+
+    def _spread_time(self, shape: StepShape) -> float:
+        """Requests are spread over ``dp`` copies of attention; the busiest keeps the others waiting."""
+        decodes, context = self._share(shape.decodes, shape.context)
+        prompts, busiest = self._fullest(shape.chunks)
+        time = self._engine.step_overhead + self._prompts(busiest)
+        time += self._engine.mixed_overhead if shape.chunks else 0.0
+        time += self._decoding(decodes, context) if decodes else 0.0
+        time += self._local[decodes + prompts] + self._group[shape.tokens]
+        return time + self._head[-(-shape.requests // self._dp)]
+
+    def _fullest(self, chunks: Chunks) -> tuple[int, Chunks]:
+        """Most prompt tokens of a copy, and the chunks of the copy whose attention takes longest."""
+        if self._dp == 1:
+            return sum(chunk for chunk, _ in chunks), chunks
+        ranks: list[list[tuple[int, int]]] = [[] for _ in range(self._dp)]
+        for chunk in sorted(chunks, reverse=True):  # longest first, to whom has least
+            min(ranks, key=lambda rank: sum(tokens for tokens, _ in rank)).append(chunk)
+        tokens = max(sum(chunk for chunk, _ in rank) for rank in ranks)
+        return tokens, max((tuple(rank) for rank in ranks), key=self._prompts)
+
+    def _share(self, decodes: int, context: float) -> tuple[int, float]:
+        """The decodes of the fullest copy and their context."""
+        share = -(-decodes // self._dp)
+        return share, context * share / max(decodes, 1)
+
+    def decode_stretch(self, decodes: int, context: int) -> Stretch:
+        first = self.step_time(StepShape(decodes, context))
+        share, cached = self._share(decodes, context) if self._dp > 1 else (decodes, float(context))
+        slope, steps = 0.0, inf
+        for kind in self._kinds:
+            own, left = kind.slope(share, cached)
+            slope, steps = slope + own, min(steps, left)
+        return Stretch(steps, first, slope)
+
+    def explain(self, shape: StepShape) -> tuple[Explained, ...]:
+        """Every operator of this step: seconds, and how they are known; the engine's overheads come last."""
+        decodes, context = self._share(shape.decodes, shape.context)
+        most, prompts = self._fullest(shape.chunks)
+        tokens = decodes + shape.drafted + most
+        rows = -(-(shape.requests + shape.drafted) // self._dp)
+        parts = [
+            Explained(name, curve(count), curve.source_at(count))
+            for curves, count in (
+                (self._found.local, tokens),
+                (self._found.group, shape.tokens),
+                (self._found.head, rows),
+            )
+            for name, curve in curves.items()
+        ]
+        for kind in self._kinds:
+            parts.extend(kind.explain(decodes, context, prompts, shape.drafted))
+        whole = self.step_time(shape)
+        named = sum(part.seconds for part in parts)
+        return (*parts, Explained("engine overheads", whole - named, "fitted"))
+
+    def _head_time(self, rows: int) -> float:
+        seconds = sum(curve(rows) for curve in self._found.head.values())
+        return seconds + rows * self._engine.request_overhead
+
+    def _prompts(self, chunks: Chunks) -> float:
+        return sum(kind.prompts(chunks) for kind in self._kinds) if chunks else 0.0
+
+    def _decoding(self, decodes: int, context: float) -> float:
+        return sum(kind.decode(decodes, context) for kind in self._kinds)
+
+    def _verification(self, decodes: int, context: float, drafted: int) -> float:
+        return sum(kind.verification(decodes, context, drafted) for kind in self._kinds)

@@ -1,0 +1,174 @@
+"""The operators of one stage of a replica, looked up once."""
+
+from typing import NamedTuple
+
+from mist.model import BYTES_PER_ELEMENT, ModelSpec
+from mist.perf.base import Replica
+from mist.perf.tables.attention import Heads, decode_attention, prompt_attention
+from mist.perf.tables.comm import gathering, reduction
+from mist.perf.tables.curve import Curve, line
+from mist.perf.tables.deepep import Exchange, deepep
+from mist.perf.tables.experts import Distribution, experts
+from mist.perf.tables.files import System
+from mist.perf.tables.gemm import gemm, quantisation
+from mist.perf.tables.grid import Grid
+from mist.perf.tables.latent import latent_attention
+
+ACTIVATION = 2.0  # bytes per element
+# Engines whose norms and activations scale what they write to FP8 themselves, so that only the output of attention is
+# scaled apart: vLLM (compiled by Inductor, or its fusion passes: vLLM documentation, "Fusion torch.compile passes") and
+# TensorRT-LLM; the others scale the input of every product.
+UNFUSED = {"sglang"}
+
+
+class Asked(NamedTuple):
+    """What decides the times of a stage's operators."""
+
+    replica: Replica
+    distribution: Distribution
+    bandwidth_efficiency: float
+    kernel_time: float
+    link_efficiency: float
+    exchange: Exchange
+
+
+class Layers(NamedTuple):
+    """Attention of the layers of one kind."""
+
+    layers: int
+    window: int  # tokens; 0 is full attention
+    prompt: Grid
+    decode: Grid
+    module: bool = False  # projections included: latent attention timed whole
+
+
+class Operators(NamedTuple):
+    """Seconds of everything in a step but the engine's overheads, by name."""
+
+    local: dict[str, Curve]  # over the tokens of the busiest copy of attention
+    group: dict[str, Curve]  # over the tokens of all copies: experts, and the way to them and back
+    head: dict[str, Curve]  # over rows of logits
+    attention: tuple[Layers, ...]
+
+
+def operators(asked: Asked) -> Operators:
+    """Reads the tables; InputError, naming it, where one is missing."""
+    replica = asked.replica
+    model, tp = replica.model, replica.tp
+    system = System(replica.hardware.tables, replica.engine.kernels)
+    if not system.name:
+        raise system._replace(name=replica.hardware.name).refuse("operator tables")
+    attention = _attention(system, replica)
+    local = _projections(system, model, tp, module=attention[0].module)
+    local |= _dense(system, model, tp) | _shared(system, model, tp)
+    local |= _elementwise(asked, module=attention[0].module)
+    group: dict[str, Curve] = {}
+    if model.sparse_layers:
+        local["router"] = gemm(system, "bf16", model.experts, model.hidden).times(model.sparse_layers)
+        cut = replica.group // replica.ep
+        group["experts"] = experts(system, model, cut, replica.ep, asked.distribution).times(model.sparse_layers)
+    _collectives(system, asked, local, group)
+    return Operators(local, group, _head(system, asked) if model.kind == "decoder" else {}, attention)
+
+
+def _attention(system: System, replica: Replica) -> tuple[Layers, ...]:
+    model, tp = replica.model, replica.tp
+    if model.kv_latent:
+        latent = latent_attention(system, model, max(1, model.heads // tp))
+        return (Layers(model.layers, 0, latent.prompt, latent.decode, latent.module),)
+    heads = Heads(model.heads // tp, max(1, model.kv_heads // tp), model.head_dim, model.kv_dtype)
+    kinds = [(model.layers - model.window_layers, 0), (model.window_layers, model.window)]
+    return tuple(
+        Layers(count, window, prompt_attention(system, heads, window), decode_attention(system, heads, window))
+        for count, window in kinds
+        if count
+    )
+
+
+def _projections(system: System, model: ModelSpec, tp: int, module: bool) -> dict[str, Curve]:
+    if module:
+        return {}
+    q, kv = model.heads * model.head_dim // tp, max(1, model.kv_heads // tp) * model.head_dim
+    shapes = {"qkv projection": (q + 2 * kv, model.hidden), "output projection": (model.hidden, q)}
+    if model.kv_latent:
+        value = model.value_head_dim or model.head_dim
+        queries = model.heads * (model.head_dim + model.rope_head_dim) // tp
+        narrow = model.kv_latent + model.rope_head_dim + (model.q_latent or queries)
+        shapes = {
+            "latent projection": (narrow, model.hidden),
+            "latent expansion": (model.heads * (model.head_dim + value) // tp, model.kv_latent),
+            "output projection": (model.hidden, model.heads * value // tp),
+        }
+        if model.q_latent:
+            shapes["query projection"] = (queries, model.q_latent)
+    return _products(system, model, shapes, model.layers)
+
+
+def _dense(system: System, model: ModelSpec, tp: int) -> dict[str, Curve]:
+    layers = model.layers - model.sparse_layers
+    return _mlp(system, model, "MLP", model.intermediate // tp, layers) if layers else {}
+
+
+def _shared(system: System, model: ModelSpec, tp: int) -> dict[str, Curve]:
+    width = model.shared_experts * model.expert_intermediate // tp
+    return _mlp(system, model, "shared experts", width, model.sparse_layers) if width and model.sparse_layers else {}
+
+
+def _mlp(system: System, model: ModelSpec, name: str, width: int, layers: int) -> dict[str, Curve]:
+    shapes = {f"{name} up": ((model.mlp_matrices - 1) * width, model.hidden), f"{name} down": (model.hidden, width)}
+    return _products(system, model, shapes, layers)
+
+
+def _products(system: System, model: ModelSpec, shapes: dict[str, tuple[int, int]], layers: int) -> dict[str, Curve]:
+    """Matrix products (n, k), and with FP8 weights the scaling of what goes into them."""
+    blocks = (
+        model.weight_dtype == "fp8" and model.kv_latent
+    )  # as DeepSeek publishes its weights (arXiv:2412.19437, 3.3)
+    dtype = "fp8_block" if blocks else model.weight_dtype
+    found = {name: gemm(system, dtype, n, k).times(layers) for name, (n, k) in shapes.items()}
+    if model.weight_dtype == "fp8":
+        apart = shapes if system.kernels in UNFUSED else [name for name in shapes if name == "output projection"]
+        for name in apart:
+            scaled = quantisation(system, shapes[name][1])
+            if scaled is not None:
+                found[f"{name} input to FP8"] = scaled.times(layers)
+    return found
+
+
+def _elementwise(asked: Asked, module: bool) -> dict[str, Curve]:
+    """Norms and residuals, rotary embedding, writing the cache, activation: memory bound, one kernel each."""
+    model, tp = asked.replica.model, asked.replica.tp
+    bandwidth = asked.replica.hardware.memory_bandwidth * asked.bandwidth_efficiency
+    dense, sparse = model.layers - model.sparse_layers, model.sparse_layers
+    heads = 0 if module else (model.heads + 2 * model.kv_heads) * model.head_dim / tp
+    width = dense * model.intermediate + sparse * model.shared_experts * model.expert_intermediate
+    traffic = ACTIVATION * (model.layers * (8 * model.hidden + 3 * heads) + model.mlp_matrices * width / tp)
+    kernels = model.layers * (2 if module else 4) + dense + (sparse if model.shared_experts else 0) + sparse
+    return {"norms, rotary, activation": line(traffic / bandwidth, kernels * asked.kernel_time)}
+
+
+def _collectives(system: System, asked: Asked, local: dict[str, Curve], group: dict[str, Curve]) -> None:
+    replica, model = asked.replica, asked.replica.model
+    spread = model.sparse_layers if replica.dp > 1 else 0  # layers whose experts' results come from other copies
+    if replica.tp > 1:
+        count = 2 * model.layers - spread
+        local["all-reduce"] = reduction(system, replica, asked.link_efficiency).times(count, model.hidden)
+    if spread:
+        if asked.exchange == "gather":
+            for op, name in (("all_gather", "dispatch"), ("reduce_scatter", "combine")):
+                curve = gathering(system, op, replica, replica.group, asked.link_efficiency)
+                group[name] = curve.times(spread, model.hidden)
+        else:
+            sent = deepep(system, model, replica.group, asked.exchange)
+            group |= {name: curve.times(spread) for name, curve in sent.items()}
+
+
+def _head(system: System, asked: Asked) -> dict[str, Curve]:
+    """The language head stays in 16 bits when the layers are quantised; its shards are gathered."""
+    replica, model = asked.replica, asked.replica.model
+    dtype = model.weight_dtype if BYTES_PER_ELEMENT[model.weight_dtype] >= ACTIVATION else "bf16"
+    found = {"language head": gemm(system, dtype, model.vocabulary // replica.tp, model.hidden)}
+    if replica.tp > 1:
+        gather = gathering(system, "all_gather", replica, replica.tp, asked.link_efficiency)
+        found["gathering logits"] = gather.times(1, model.vocabulary)
+    return found
