@@ -46,6 +46,7 @@ class Cluster:
         stages = {pool.spec.role: pool for pool in self.pools.values()}
         self._entry = stages.get("both") or stages["prefill"]
         self._decode = stages.get("decode")
+        self._front_end = self._entry.spec.engine.front_end
         self.handovers = self._handovers(handover) if self._decode is not None else None
         for pool in self.pools.values():
             for index in range(pool.spec.replicas):
@@ -132,7 +133,10 @@ class Cluster:
                 self.refused += 1
                 self._tell(request)
                 return
-        self.kernel.route(self._enter, request)
+        if self._front_end:
+            self.kernel.after(self._front_end, self.kernel.route, self._enter, request)
+        else:
+            self.kernel.route(self._enter, request)
 
     def _enter(self, request: Request) -> None:
         index = self._entry.route()
