@@ -93,7 +93,9 @@ def _formats(model: str, precision: str, kv_dtype: Mapping[str, str]) -> Overrid
 
 
 def files(path: Path) -> list[Path]:
-    """The CSV files at ``path``, below it where it is a directory; InputError where there are none."""
+    """The CSV files at ``path``, below it (or its folder ``measured``) where it is a directory; InputError where
+    there are none."""
+    path = path / "measured" if (path / "measured").is_dir() else path
     found = sorted(path.rglob("*.csv")) if path.is_dir() else [path] if path.is_file() else []
     if not found:
         raise InputError("", path, "no file of measurements (.csv) is there")
