@@ -192,8 +192,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         where = "results/<sweep>/<run>, or a sweep's name for its latest"
         sub.add_argument("run_directory", nargs="?" if does is show else None, metavar="RUN", help=where)
     sub = command("validate", validate, "replay measurements and say how far the predictions are off")
-    sub.add_argument("overrides", nargs="*", default=[], metavar="PATH address=value",
-                     help="a file or directory of measurements (MIST_DATA if not given); options of every replay")  # fmt: skip
+    about = "a file or directory of measurements (MIST_DATA if not given); options of every replay"
+    sub.add_argument("overrides", nargs="*", default=[], metavar="PATH address=value", help=about)
     about = "several choices side by side, each with commas for spaces: perf=roofline perf=measured,tp=2"
     sub.add_argument("--compare", nargs="+", metavar="address=value", help=about)
     sub.add_argument("--write", metavar="FILE.md", help="write the page, and beside it FILE.json and FILE.csv")

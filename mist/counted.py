@@ -55,6 +55,7 @@ class CountedRun:
         if self.end < 0:
             self._close()
         end = max(self.end, self.start + INSTANT)
+        self.kernel.now = max(self.kernel.now, end)
         remaining = 0 if self.drain else self._backlog
         drawn = self._drawn[1] - self._drawn[0]
         return Observed(self.start, end, self.warm, self.cycle, self._backlog, remaining, drawn)

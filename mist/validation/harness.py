@@ -27,7 +27,7 @@ Overrides = dict[str, str]
 BENCHMARK: Overrides = {"slo": "none", "window.drain": "true", "window.warmup": "0"}  # every request counts
 
 
-class Unanswered(Exception):  # noqa: N818 (a finding, told in the coverage column)
+class Unanswered(Exception):
     """The simulator has no answer to compare, and why."""
 
 
@@ -163,8 +163,8 @@ def _numeric(column: "pd.Series[Any]") -> bool:
 class StepLog:
     """Single engine steps by the shape of their batch; no simulation.
 
-    Facts: ``decodes`` sequences of ``decode_kv`` cached tokens each; ``chunks`` equal prompt chunks of ``tokens`` tokens
-    in all, with ``past`` cached tokens before them in all.
+    Facts: ``decodes`` sequences of ``decode_kv`` cached tokens each; ``chunks`` equal prompt chunks of ``tokens``
+    tokens in all, with ``past`` cached tokens before them in all.
     """
 
     def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002

@@ -138,4 +138,4 @@ def recognised(file: Path, sets: Mapping[str, MeasuredSet]) -> str | None:
     columns = set(pd.read_csv(file, nrows=0).columns)
     fitting = [name for name, kind in sets.items() if kind.fits(columns)]
     by_name = [name for name in fitting if file.name.startswith(sets[name].prefix)]
-    return (by_name or fitting or [None])[0]
+    return next(iter(by_name or fitting), None)

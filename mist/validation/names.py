@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from functools import cache
+from itertools import pairwise
 
 from yaml import safe_load
 
@@ -27,9 +28,9 @@ def known(role: str, said: str) -> str:
 
 
 def named_in(role: str, stem: str) -> str | None:
-    """What a file's name says of ``role``: a name between underscores (or two of them joined), None if it says nothing."""
+    """What a file's name says of ``role``: a name between underscores or over two of them; None if it is silent."""
     words = stem.split("_")
-    for part in (*(f"{a}_{b}" for a, b in zip(words, words[1:], strict=False)), *words):
+    for part in (*(f"{a}_{b}" for a, b in pairwise(words)), *words):
         if (found := _names(role).get(_plain(part))) is not None:
             return found
     return None

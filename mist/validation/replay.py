@@ -63,7 +63,7 @@ class Job:
 
     def _overrides(self) -> Overrides:
         facts, kind = self.cell.facts, self.kind
-        said = {role: facts[role] for role in ("model", "hardware", "engine") if role in facts}
+        said = {str(role): str(facts[role]) for role in ("model", "hardware", "engine") if role in facts}
         cut = {"tp": str(devices(facts))} if "tp" in facts else {}
         if "pp" in facts and round(float(facts["pp"])) > 1:
             cut["pp"] = str(round(float(facts["pp"])))
@@ -117,7 +117,7 @@ def jobs(path: Path, variants: Sequence[str]) -> tuple[list[Job], list[Path]]:
 
 def replayed(work: Sequence[Job], each: Callable[[Job], None] = lambda _job: None) -> list[Comparison]:
     """All comparisons; ``each`` is called before every cell."""
-    compared = []
+    compared: list[Comparison] = []
     for job in work:
         each(job)
         compared.extend(job.compare())

@@ -43,7 +43,9 @@ def scored(compared: Sequence[Comparison], slices: Mapping[str, Mapping[str, str
         parts = {fitted: [line for line in lines if line.fitted is fitted] for fitted in (True, False)}
         found.extend(_score(part, "calibration" if fitted else "held out") for fitted, part in parts.items() if part)
         for fact, called in slices[name].items():
-            found.extend(_score(part, f"{called} {value}") for value, part in _by(fact, lines) if len(part) < len(lines))
+            found.extend(
+                _score(part, f"{called} {value}") for value, part in _by(fact, lines) if len(part) < len(lines)
+            )
     return found
 
 
