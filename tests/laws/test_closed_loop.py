@@ -91,6 +91,12 @@ def test_a_closed_loop_repeats_itself_to_the_last_bit(looped):
         assert [metric(r) for r in once.requests] == [metric(r) for r in again.requests]
 
 
+def test_the_same_seed_draws_the_same_requests_and_another_seed_other_ones():
+    loop = ClosedLoop(inputs=Uniform(20, 100), outputs=Uniform(5, 50), requests=100, concurrency=4)
+    one, same, other = (loop.traffic(seed).inputs.tolist() for seed in (3, 3, 4))
+    assert one == same != other
+
+
 def test_refused_requests_are_answers_too(looped):
     result = looped(window=BENCHMARK, engine={"block_tokens": 16}, outputs=Fixed(10**9))
     assert result.counts.refused == 400
