@@ -90,6 +90,9 @@ class MeasuredSet:
     def _cell(self, rows: pd.DataFrame, said: dict[str, Any], stem: str) -> "Cell":
         measured = {name: metric.measured(rows) for name, metric in self.metrics.items()}
         facts: Facts = {}
+        empty = [fact for fact, value in said.items() if pd.isna(value)]
+        if empty:
+            return Cell(said, rows, measured, f"the row has no {', '.join(empty)}")
         try:
             for role in (*GROUPS, "precision"):
                 if (value := _said(role, said, stem)) is not None:

@@ -97,6 +97,13 @@ def test_other_cells_with_the_same_columns_are_scored_as_held_out(closed_loop, f
     assert all(score.covered == score.cells for score in answer.scores)
 
 
+def test_a_row_with_a_hole_is_counted_and_told(closed_loop):
+    answer = validate(closed_loop(concurrency=["4", ""]))
+    whole = [score for score in answer.scores if score.part == "all"]
+    assert {(score.cells, score.covered) for score in whole} == {(2, 1)}
+    assert answer.problems == ["closed_loop: the row has no concurrency"]
+
+
 def test_a_design_that_does_not_fit_is_counted_and_told(closed_loop):
     answer = validate(closed_loop(system="l4", tp_size=1))
     assert all(score.covered == 0 for score in answer.scores)
