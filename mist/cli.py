@@ -89,6 +89,27 @@ def show(arguments: argparse.Namespace) -> int:
     return int(import_module("mist.sweep.study").show(run))
 
 
+def validate(arguments: argparse.Namespace) -> int:
+    words = [word for word in arguments.overrides if "=" not in word]
+    if len(words) > 1:
+        raise InputError("", words[1], "one PATH is enough; overrides read address=value")
+    path = words[0] if words else os.environ.get("MIST_DATA", "")
+    if not path:
+        raise InputError("", "(nothing)", "name a file or directory of measurements, or set MIST_DATA")
+    own = " ".join(word for word in arguments.overrides if "=" in word)
+    variants = [f"{own} {variant.replace(',', ' ')}".strip() for variant in arguments.compare or [""]]
+    page = _page(arguments.write)
+    answer = import_module("mist.validation.run").validate(Path(path), variants)
+    accuracy = import_module("mist.report.accuracy")
+    if page:
+        accuracy.write(page, answer)
+    if arguments.json:
+        print(json.dumps(answer.to_json(), indent=2, allow_nan=False))
+    else:
+        _print(accuracy.table(answer))
+    return 0
+
+
 def choices(arguments: argparse.Namespace) -> int:
     from mist.catalog import facts, groups, nearest, sweeps
 
@@ -175,6 +196,13 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     from mist.profiling import cli as profiling
 
     profiling.add(commands.add_parser("profile", help=profiling.ABOUT, description=profiling.ABOUT, allow_abbrev=False))
+    sub = command("validate", validate, "replay measurements and say how far the predictions are off")
+    about = "a file or directory of measurements (MIST_DATA if not given); options of every replay"
+    sub.add_argument("overrides", nargs="*", default=[], metavar="PATH address=value", help=about)
+    about = "several choices side by side, each with commas for spaces: perf=roofline perf=measured,tp=2"
+    sub.add_argument("--compare", nargs="+", metavar="address=value", help=about)
+    sub.add_argument("--write", metavar="FILE.md", help="write the page, and beside it FILE.json and FILE.csv")
+    sub.add_argument("--json", action="store_true", help="print the scores as JSON")
     sub = command("list", choices, "what there is to choose from")
     sub.add_argument("group", nargs="?", metavar="GROUP", help="model, hardware, ..., sweeps")
     return parser, dict(commands.choices)
@@ -211,6 +239,17 @@ def _writable(name: str | None) -> Path | None:
         raise InputError("--requests", name, "the file's name must end in .parquet")
     if not path.parent.is_dir():
         raise InputError("--requests", name, f"there is no directory {path.parent}")
+    return path
+
+
+def _page(name: str | None) -> Path | None:
+    if name is None:
+        return None
+    path = Path(name)
+    if path.suffix != ".md":
+        raise InputError("--write", name, "the file's name must end in .md")
+    if not path.parent.is_dir():
+        raise InputError("--write", name, f"there is no directory {path.parent}")
     return path
 
 

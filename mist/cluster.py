@@ -44,9 +44,11 @@ class Cluster:
         self.link = Link(kernel, link) if link is not None else None
         self.arrived = self.completed = self.refused = self.lost = 0
         self.faults, self.good = faults, good
+        self.ended: Callable[[Request], None] | None = None  # told of every request answered, refused or lost
         stages = {pool.spec.role: pool for pool in self.pools.values()}
         self._entry = stages.get("both") or stages["prefill"]
         self._decode = stages.get("decode")
+        self._front_end = self._entry.spec.engine.front_end
         self.handovers = self._handovers(handover) if self._decode is not None else None
         for pool in self.pools.values():
             for index in range(pool.spec.replicas):
@@ -133,8 +135,12 @@ class Cluster:
             request.refused = pool.refusal(request)
             if request.refused:
                 self.refused += 1
+                self._tell(request)
                 return
-        self.kernel.route(self._enter, request)
+        if self._front_end:
+            self.kernel.after(self._front_end, self.kernel.route, self._enter, request)
+        else:
+            self.kernel.route(self._enter, request)
 
     def _enter(self, request: Request) -> None:
         index = self._entry.route()
@@ -150,6 +156,11 @@ class Cluster:
         self.completed += 1
         self._judge(request)
         pool.settle(request.replica)
+        self._tell(request)
+
+    def _tell(self, request: Request) -> None:
+        if self.ended is not None:
+            self.ended(request)
 
     def _judge(self, request: Request) -> None:
         for scaler in self.scalers:
@@ -222,6 +233,7 @@ class Cluster:
             request.lost, request.first_token = f"{client.name} failed", -1.0
             self.lost += 1
             self._judge(request)
+            self._tell(request)
             return
         request.retries += 1
         if self.faults.requests == "restart":

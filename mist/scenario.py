@@ -21,11 +21,14 @@ from mist.workload.traffic import Workload, class_names, class_priorities
 class Window:
     """What is measured: one cycle of the traffic, after ``warmup`` of a cycle.
 
-    Arrivals go on until the last request of the window has ended, for at most ``patience`` cycles more.
+    Arrivals go on until the last request of the window has ended, for at most ``patience`` cycles more. With
+    ``drain`` nothing arrives after it, and the window lasts until the last answer: what a benchmark client does.
+    In a closed loop the window's requests are counted, and it has no need of patience.
     """
 
     warmup: float = 0.05
     patience: float = 1.0
+    drain: bool = False
 
     def __post_init__(self) -> None:
         for field in ("warmup", "patience"):

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 from math import ceil, inf
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from mist import __version__
 from mist.build import build
 from mist.cluster import Cluster
+from mist.counted import CountedRun
 from mist.errors import Infeasible, UnmeetableSLO
 from mist.kernel import Kernel
 from mist.metrics import (
@@ -22,7 +24,7 @@ from mist.outcome import Observed, outcome
 from mist.request import UNCLASSED, Request, RequestClass
 from mist.scenario import Scenario
 from mist.slo import SLO, Limit
-from mist.workload.traffic import Traffic
+from mist.workload.traffic import Loop, Traffic
 
 LOOKS = 20  # at the run, per window
 ALONE = 1 / 4096  # of a rate that is too high: requests hardly ever meet
@@ -49,6 +51,8 @@ def refuse_unmeetable(scenario: Scenario, traffic: Traffic, result: Result) -> N
     """UnmeetableSLO where no request of ``result`` keeps some limit, and none does when served alone either."""
     if not result.requests or _unmet(scenario.slo, result.requests) is None:
         return
+    if traffic.loop is not None:
+        traffic = replace(traffic, loop=Loop(1, 0.0))
     alone = serve(scenario, traffic, result.rate * ALONE, lambda seen, _now: _unmet(scenario.slo, seen) is None)
     limit = _unmet(scenario.slo, alone.requests)
     if limit is not None:
@@ -110,6 +114,11 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
     cycle, warm = len(traffic), ceil(scenario.window.warmup * len(traffic))
     requests: list[Request] = []
     source = _arrivals(traffic, rate, warm, scenario.slo)
+    if traffic.loop is not None or scenario.window.drain:
+        run = CountedRun(kernel, cluster, source, traffic.loop, warm, cycle, scenario.window.drain, stop)
+        seen = run.run()
+        rate = rate if traffic.loop is None else cycle / (seen.end - seen.start)
+        return outcome(scenario, cluster, run.requests, rate, seen, tuple(traffic.sizes()))
 
     def arrive(request: Request) -> None:
         requests.append(request)

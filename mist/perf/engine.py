@@ -21,12 +21,13 @@ class EngineProfile:
     reserve: Bytes  # CUDA graphs, workspaces, communication buffers, per device
     reserved_blocks: int = 0  # KV blocks of its count that no request gets
     kernels: Literal["vllm", "sglang", "trtllm"] = "vllm"  # whose timed operators stand for its own (perf=measured)
+    front_end: Seconds = 0.0  # every request, before it is in line: HTTP, tokenising, hand-over to the engine
 
     def __post_init__(self) -> None:
         if not 0 < self.memory_utilization <= 1:
             raise InputError("memory_utilization", self.memory_utilization, "must lie in (0, 1]")
         if self.block_tokens < 1:
             raise InputError("block_tokens", self.block_tokens, "must be at least 1")
-        for field in ("step_overhead", "request_overhead", "mixed_overhead", "reserve", "reserved_blocks"):
+        for field in ("step_overhead", "request_overhead", "mixed_overhead", "reserve", "reserved_blocks", "front_end"):
             if getattr(self, field) < 0:
                 raise InputError(field, getattr(self, field), "must not be negative")

@@ -16,7 +16,7 @@ from mist.perf.base import StepModel, StepShape
 from mist.request import Request
 from mist.scenario import Scenario
 from mist.simulate import Stop, refuse_unmeetable, serve
-from mist.workload.traffic import Traffic
+from mist.workload.traffic import Traffic, check_open
 
 PRECISION = 1.02  # lowest rate known to fail over highest known to hold
 ROUGH = 1.08  # the same, for a first search on every COARSE-th request
@@ -79,6 +79,7 @@ def capacity(config: Mapping[str, Any], seeds: int = 1) -> Capacity:
     if seeds < 1:
         raise InputError("seeds", seeds, "at least one seed is needed")
     scenario = build(Scenario, config)
+    check_open(scenario.workload)
     draws = range(scenario.seed, scenario.seed + seeds)
     return search(scenario, {seed: scenario.workload.traffic(seed) for seed in draws}, inf)
 

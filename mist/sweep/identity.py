@@ -15,6 +15,7 @@ from mist.build import build, plain
 from mist.errors import StaleRun, as_typed
 from mist.perf.tables.files import PACKAGE
 from mist.scenario import Scenario
+from mist.workload.traffic import check_open
 
 
 def digest(value: object) -> str:
@@ -51,7 +52,9 @@ def canonical(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises InputError, the address as users type it, where it cannot be built.
     """
     with as_typed(config["pools"]):
-        data: dict[str, Any] = plain(build(Scenario, config))
+        scenario = build(Scenario, config)
+        check_open(scenario.workload)
+        data: dict[str, Any] = plain(scenario)
     return data
 
 

@@ -11,7 +11,7 @@ from mist.errors import InputError
 from mist.request import RequestClass
 from mist.streams import stream
 from mist.units import PerSecond
-from mist.workload.traffic import Traffic, Workload, check_rate, check_requests, class_names
+from mist.workload.traffic import Closed, Traffic, Workload, check_rate, check_requests, class_names
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Share:
             raise InputError("weight", self.weight, "must be positive")
         if self.workload.rate is not None:
             raise InputError("workload.rate", self.workload.rate, "has no effect in a mix: set it to null")
+        if isinstance(self.workload, Closed):
+            raise InputError("workload", "a closed loop", "has no rate to take a share of")
         if class_names(self.workload):
             raise InputError("workload", ", ".join(class_names(self.workload)), "a class has no classes of its own")
 

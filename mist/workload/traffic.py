@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,13 @@ from numpy.typing import NDArray
 from mist.errors import InputError
 from mist.request import RequestClass
 from mist.workload.content import Contents
+
+
+class Loop(NamedTuple):
+    """A closed loop: who sends the requests, whatever their times."""
+
+    clients: int
+    think: float  # s between an answer and the client's next request
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +27,8 @@ class Traffic:
     request i of cycle c arrives at ``(c * n + times[i]) / rate`` seconds and every rate replays the same
     draws (common random numbers). ``inputs`` and ``outputs`` (shape [n], tokens) belong to the same request.
     ``members`` (shape [n]), where there are ``classes``, are indices into them.
-    ``contents`` says what of them is shared, for prefix caching; None is nothing.
+    ``contents`` says what of them is shared, for prefix caching; None is nothing. In a closed ``loop`` the times
+    say nothing but the order.
     """
 
     times: NDArray[np.float64]
@@ -29,6 +37,7 @@ class Traffic:
     classes: tuple[RequestClass, ...] = ()
     members: NDArray[np.int64] | None = None
     contents: Contents | None = None
+    loop: Loop | None = None
 
     def __post_init__(self) -> None:
         n = len(self.times)
@@ -92,6 +101,21 @@ class Classed(Protocol):
 
     @property
     def classes(self) -> Mapping[str, Prioritised]: ...
+
+
+@runtime_checkable
+class Closed(Protocol):
+    """A workload whose clients wait for their answers."""
+
+    @property
+    def clients(self) -> int: ...
+
+
+def check_open(workload: Workload) -> None:
+    """InputError where a rate is sought and the workload has none: its clients wait."""
+    if isinstance(workload, Closed):
+        why = "its clients send when they are answered: there is no rate to seek (mist simulate serves it)"
+        raise InputError("workload", f"{workload.clients} clients in a closed loop", why)
 
 
 def class_names(workload: Workload) -> tuple[str, ...]:

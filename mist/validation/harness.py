@@ -1,0 +1,218 @@
+"""How each set was measured, replayed: the documented benchmark as overrides of a config, and what it comes to."""
+
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import isinf
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from mist.build import build
+from mist.compose import compose
+from mist.kernel import Kernel
+from mist.metrics import Result
+from mist.network import Link
+from mist.perf.base import StepShape
+from mist.request import Request
+from mist.scenario import Scenario
+from mist.simulate import simulate
+
+Facts = dict[str, Any]
+Overrides = dict[str, str]
+
+BENCHMARK: Overrides = {"slo": "none", "window.drain": "true", "window.warmup": "0"}  # every request counts
+
+
+class Unanswered(Exception):
+    """The simulator has no answer to compare, and why."""
+
+
+class Harness(Protocol):
+    """A documented way of measuring."""
+
+    def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:
+        """Predicted values by name, SI units; ``overrides`` outrank those of the harness."""
+
+
+def composed(*layers: Mapping[str, str]) -> dict[str, Any]:
+    """The config of these overrides; of the same address the last one counts."""
+    merged: Overrides = {}
+    for layer in layers:
+        merged.update(layer)
+    return compose([f"{address}={value}" for address, value in merged.items()])
+
+
+def outcome(config: Mapping[str, Any]) -> dict[str, float]:
+    """Serve the config's workload; latencies over all requests and throughput from first arrival to last answer."""
+    result = simulate(config)
+    if result.counts is None or result.latency is None or result.window is None:
+        raise Unanswered(result.reason)
+    if result.counts.completed < result.counts.arrived:
+        raise Unanswered(result.refusal or f"{result.counts.in_flight} requests were never answered")
+    return _figures(result)
+
+
+def _figures(result: Result) -> dict[str, float]:
+    assert result.window is not None and result.latency is not None
+    span, done = result.window.end - result.window.start, result.requests
+    figures = {"requests_per_second": len(done) / span, "output_tokens_per_second": sum(r.output for r in done) / span}
+    figures["tokens_per_second"] = sum(r.input + r.output for r in done) / span
+    for metric, seen in result.latency.items():
+        figures |= {f"{metric}_mean": seen.mean, f"{metric}_p50": seen.p50, f"{metric}_p90": seen.p90}
+        figures[f"{metric}_p99"] = seen.p99
+    figures["itl_mean"] = _mean_gap(done)
+    return figures
+
+
+def _mean_gap(requests: Iterable[Request]) -> float:
+    """Mean time between two tokens, over all gaps of all requests alike."""
+    pairs = [(r.finished - r.first_token, r.output - 1) for r in requests]
+    gaps = sum(gap for _, gap in pairs)
+    return sum(time for time, _ in pairs) / gaps if gaps else 0.0
+
+
+def lengths(name: str, low: float, high: float) -> Overrides:
+    """Uniform lengths of a closed loop, both ends included."""
+    return {f"workload.{name}.low": str(round(low)), f"workload.{name}.high": str(round(high))}
+
+
+@dataclass(frozen=True)
+class ClosedLoopBench:
+    """``concurrency`` clients, ``per_client`` requests each, lengths uniform from ``shortest`` L to L.
+
+    Facts: concurrency, input and output tokens. With vLLM's ``bench serve --max-concurrency`` and InferenceMAX all
+    clients begin at once and every request counts.
+    """
+
+    per_client: int = 10
+    shortest: float = 0.8
+
+    def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
+        clients = round(float(facts["concurrency"]))
+        load = {"workload": "closed_loop", "workload.concurrency": str(clients)}
+        load["workload.requests"] = str(clients * self.per_client)
+        for name, fact in (("inputs", "input"), ("outputs", "output")):
+            longest = float(facts[fact])
+            load |= lengths(name, max(self.shortest * longest, 1), longest)
+        return outcome(composed(BENCHMARK, load, overrides))
+
+
+@dataclass(frozen=True)
+class OpenLoopBench:
+    """``requests`` requests of fixed lengths, Poisson at ``qps``; all at once where that is infinite."""
+
+    def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
+        rate = float(facts["qps"])
+        load = {"workload": "all_at_once"} if isinf(rate) else {"workload": "poisson_fixed", "workload.rate": str(rate)}
+        return outcome(composed(BENCHMARK, load, fixed(facts), overrides))
+
+
+@dataclass(frozen=True)
+class AllAtOnce:
+    """An offline batch: ``requests`` requests of fixed lengths at time 0."""
+
+    def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
+        return outcome(composed(BENCHMARK, {"workload": "all_at_once"}, fixed(facts), overrides))
+
+
+@dataclass(frozen=True)
+class StaticBatch:
+    """``batch`` requests of fixed lengths, prefilled in one step and decoded to the end together."""
+
+    def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
+        batch, prompt, answer = (round(float(facts[fact])) for fact in ("batch", "input", "output"))
+        load = {"workload": "all_at_once", **fixed({**facts, "requests": batch}), "scheduler": "static"}
+        load |= {"scheduler.max_running": str(batch), "scheduler.token_budget": str(batch * prompt)}
+        load["model.context"] = str(max(prompt + answer, 4096))  # what it was made for is no limit to a benchmark
+        return outcome(composed(BENCHMARK, load, overrides))
+
+
+def fixed(facts: Facts) -> Overrides:
+    """Fixed lengths, and how many requests."""
+    counts = {"inputs.tokens": "input", "outputs.tokens": "output", "requests": "requests"}
+    return {f"workload.{address}": str(round(float(facts[fact]))) for address, fact in counts.items()}
+
+
+@dataclass(frozen=True)
+class TraceReplay:
+    """The file's own requests at its own times, each once; ``arrival``, ``input`` and ``output`` are its columns."""
+
+    arrival: str
+    input: str
+    output: str
+
+    def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
+        arrivals = pd.to_timedelta(rows[self.arrival]) if not _numeric(rows[self.arrival]) else rows[self.arrival]
+        seconds = arrivals.dt.total_seconds() if hasattr(arrivals, "dt") else arrivals.astype(float)
+        plain = pd.DataFrame({"arrival": seconds, "input": rows[self.input], "output": rows[self.output]})
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "replay.csv"
+            plain.sort_values("arrival", kind="stable").to_csv(file, index=False)
+            return outcome(composed(BENCHMARK, {"workload": "trace", "workload.path": f"'{file}'"}, overrides))
+
+
+def _numeric(column: "pd.Series[Any]") -> bool:
+    return bool(pd.api.types.is_numeric_dtype(column))
+
+
+@dataclass(frozen=True)
+class StepLog:
+    """Single engine steps by the shape of their batch; no simulation.
+
+    Facts: ``decodes`` sequences of ``decode_kv`` cached tokens each; ``chunks`` equal prompt chunks of ``tokens``
+    tokens in all, with ``past`` cached tokens before them in all.
+    """
+
+    def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
+        (spec,) = build(Scenario, composed({"slo": "none"}, overrides)).pools.values()
+        decodes, kv = round(float(facts["decodes"])), float(facts["decode_kv"])
+        chunks, tokens, past = (round(float(facts[fact])) for fact in ("chunks", "tokens", "past"))
+        sizes = [(len(part), past // chunks) for part in np.array_split(np.arange(tokens), chunks)] if chunks else []
+        shape = StepShape(decodes, round(decodes * kv), tuple(sizes))
+        (stage,) = spec.steptimes()
+        return {"step_time": stage.step_time(shape)}
+
+
+@dataclass(frozen=True)
+class Disaggregated:
+    """A closed loop on ``prefill`` and ``decode`` workers: ``requests`` requests by ``concurrency`` clients.
+
+    Answers end where the model ends them: all get the mean length that was measured, ``answered`` tokens of
+    ``completed`` requests.
+    """
+
+    def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
+        prompt = float(facts["asked"]) / float(facts["completed"])
+        answer = float(facts["answered"]) / float(facts["completed"])
+        load = {"cluster": "disaggregated", "workload": "closed_loop"}
+        load["workload.concurrency"] = str(round(float(facts["concurrency"])))
+        load["workload.requests"] = str(round(float(facts["completed"])))
+        load |= {f"{role}.replicas": str(round(float(facts[role]))) for role in ("prefill", "decode")}
+        load |= lengths("inputs", prompt, prompt) | lengths("outputs", answer, answer)
+        return outcome(composed(BENCHMARK, load, overrides))
+
+
+@dataclass(frozen=True)
+class KvTransfer:
+    """One KV cache of ``megabytes`` over a link that nobody else uses."""
+
+    def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
+        config = composed({"cluster": "disaggregated", "slo": "none", "link": facts["link"]}, overrides)
+        spec = build(Scenario, config).link
+        assert spec is not None
+        kernel = Kernel()
+        arrived: list[float] = []
+        Link(kernel, spec).send(float(facts["megabytes"]) * 1e6, lambda: arrived.append(kernel.now))
+        kernel.run()
+        return {"transfer_time": arrived[0]}
+
+
+def devices(facts: Facts) -> int:
+    """The tensor-parallel degree that ``tp`` says, as a number or within a label such as tp4_ep1."""
+    said = str(facts.get("tp", 1))
+    match = re.search(r"tp(\d+)", said)
+    return int(match.group(1)) if match else round(float(said))

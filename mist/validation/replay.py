@@ -1,0 +1,124 @@
+"""Replay measured cells and keep what was measured beside what was predicted."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from yaml import safe_load
+
+from mist.catalog import choice_file
+from mist.errors import InputError, MistError
+from mist.validation.harness import Facts, Overrides, Unanswered, devices
+from mist.validation.measured import Cell, MeasuredSet, measured_sets, recognised
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of one cell: measured and predicted in SI units, or why there is no prediction."""
+
+    name: str  # of the set
+    file: str
+    variant: str  # the overrides it was predicted with, "" for the set's own
+    metric: str
+    measured: float
+    predicted: float | None
+    problem: str = ""
+    fitted: bool = False  # the engine's scalars were set on this cell
+    noise: float | None = None
+    facts: Facts = field(default_factory=dict)
+
+    @property
+    def error(self) -> float | None:
+        """Relative, signed: predicted over measured, less one."""
+        return None if self.predicted is None else self.predicted / self.measured - 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell to replay with one choice of overrides."""
+
+    name: str
+    kind: MeasuredSet
+    file: Path
+    cell: Cell
+    variant: str
+
+    def compare(self) -> Iterator[Comparison]:
+        """One line per metric that was measured."""
+        problem, predicted = self.cell.problem, dict[str, float]()
+        if not problem:
+            try:
+                predicted = dict(self.kind.harness.replay(self.cell.facts, self.cell.rows, self._overrides()))
+            except (Unanswered, MistError) as error:
+                problem = str(error)
+        for metric, how in self.kind.metrics.items():
+            measured = self.cell.measured[metric]
+            if measured > 0:  # NaN where the file has none
+                yield Comparison(
+                    self.name, self.file.name, self.variant, metric, measured, predicted.get(how.of), problem,
+                    self.kind.fitted_on(self.cell.facts), how.noise, self.cell.facts,
+                )  # fmt: skip
+
+    def _overrides(self) -> Overrides:
+        facts, kind = self.cell.facts, self.kind
+        said = {str(role): str(facts[role]) for role in ("model", "hardware", "engine") if role in facts}
+        cut = {"tp": str(devices(facts))} if "tp" in facts else {}
+        if "pp" in facts and round(float(facts["pp"])) > 1:
+            cut["pp"] = str(round(float(facts["pp"])))
+        formats = _formats(facts["model"], facts["precision"], kind.kv_dtype) if "precision" in facts else {}
+        return {**kind.overrides, **said, **cut, **formats, **as_overrides(self.variant)}
+
+
+def as_overrides(variant: str) -> Overrides:
+    """``perf=roofline engine=vllm`` by address; InputError where a word is none."""
+    pairs = {}
+    for word in variant.split():
+        address, equals, value = word.partition("=")
+        if not equals:
+            raise InputError("", word, "not an override: address=value is needed")
+        pairs[address] = value
+    return pairs
+
+
+def _formats(model: str, precision: str, kv_dtype: Mapping[str, str]) -> Overrides:
+    """Number formats of weights and cache; a model published in this precision keeps its own mixture."""
+    sheet: dict[str, Any] = safe_load(choice_file("model", model).read_text(encoding="utf-8"))
+    cache = {"model.kv_dtype": kv_dtype[precision]} if precision in kv_dtype else {}
+    if precision in (sheet.get("weight_dtype", "bf16"), sheet.get("expert_dtype")):
+        return cache
+    experts = {"model.expert_dtype": precision} if sheet.get("expert_dtype") else {}
+    return {"model.weight_dtype": precision, **experts, **cache}
+
+
+def files(path: Path) -> list[Path]:
+    """The CSV files at ``path``, below it (or its folder ``measured``) where it is a directory; InputError where
+    there are none."""
+    path = path / "measured" if (path / "measured").is_dir() else path
+    found = sorted(path.rglob("*.csv")) if path.is_dir() else [path] if path.is_file() else []
+    if not found:
+        raise InputError("", path, "no file of measurements (.csv) is there")
+    return found
+
+
+def jobs(path: Path, variants: Sequence[str]) -> tuple[list[Job], list[Path]]:
+    """What there is to replay at ``path``, and the files that no set describes."""
+    sets, found, foreign = measured_sets(), list[Job](), list[Path]()
+    for file in files(path):
+        name = recognised(file, sets)
+        if name is None:
+            foreign.append(file)
+            continue
+        cells = list(sets[name].cells(pd.read_csv(file), file.stem))
+        found.extend(Job(name, sets[name], file, cell, variant) for variant in variants for cell in cells)
+    return found, foreign
+
+
+def replayed(work: Sequence[Job], each: Callable[[Job], None] = lambda _job: None) -> list[Comparison]:
+    """All comparisons; ``each`` is called before every cell."""
+    compared: list[Comparison] = []
+    for job in work:
+        each(job)
+        compared.extend(job.compare())
+    return compared

@@ -1,0 +1,61 @@
+"""Validation as a whole: every measured set at a path, replayed with one or several choices, and scored."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mist.errors import InputError, MistError
+from mist.validation.harness import composed
+from mist.validation.measured import MeasuredSet, measured_sets
+from mist.validation.replay import Comparison, as_overrides, jobs, replayed
+from mist.validation.score import Score, scored
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What was compared and how it scored; ``foreign`` files belong to no set."""
+
+    compared: Sequence[Comparison]
+    scores: Sequence[Score]
+    foreign: Sequence[Path]
+    sets: Mapping[str, MeasuredSet]
+
+    @property
+    def problems(self) -> list[str]:
+        """Why cells were not predicted, each once."""
+        told = [f"{line.name}: {line.problem}" for line in self.compared if line.problem]
+        return list(dict.fromkeys(told))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        unscored = {"foreign": [file.name for file in self.foreign], "problems": self.problems}
+        return {"scores": [asdict(score) for score in self.scores], **unscored}
+
+
+def validate(path: Path, variants: Sequence[str] = ("",)) -> Validation:
+    """Replay every measurement at ``path`` once for each variant (overrides, spaces between them).
+
+    Raises InputError where there is nothing to replay or a variant is wrong for every set; a cell that
+    cannot be replayed is counted, with its reason.
+    """
+    for variant in variants:
+        check_overrides(variant)
+    work, foreign = jobs(path, list(dict.fromkeys(variants)))
+    if not work:
+        raise InputError("", path, "no set of conf/validation describes what is there")
+    compared, sets = replayed(work), measured_sets()
+    return Validation(compared, scored(compared, {name: kind.slices for name, kind in sets.items()}), foreign, sets)
+
+
+def check_overrides(variant: str) -> None:
+    """InputError for an override that no deployment takes."""
+    errors: list[MistError] = []
+    for cluster in ("one_pool", "disaggregated"):
+        try:
+            composed({"cluster": cluster}, as_overrides(variant))
+        except InputError as error:
+            errors.append(error)
+        else:
+            return
+    raise errors[0]
