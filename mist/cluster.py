@@ -38,7 +38,7 @@ class Cluster:
         seed: int = 0,
     ) -> None:
         self.kernel, self._seed = kernel, seed
-        self.pools = {name: Pool(name, spec) for name, spec in pools.items()}
+        self.pools = {name: Pool(name, spec, seed) for name, spec in pools.items()}
         self.link = Link(kernel, link) if link is not None else None
         self.arrived = self.completed = self.refused = self.lost = 0
         self.faults, self.good = faults, good
@@ -133,7 +133,7 @@ class Cluster:
         self.kernel.route(self._enter, request)
 
     def _enter(self, request: Request) -> None:
-        index = self._entry.route()
+        index = self._entry.route(request)
         if index is None:
             assert self._entry.fleet is not None
             self._entry.fleet.held.append(partial(self._enter, request))
@@ -159,9 +159,11 @@ class Cluster:
         pool.leave(request)
         self.handovers.prefilled(source, request)
 
-    def _to_decode(self, group: int | None, again: Callable[[], None]) -> tuple[int, LLMClient] | None:
+    def _to_decode(
+        self, request: Request, group: int | None, again: Callable[[], None]
+    ) -> tuple[int, LLMClient] | None:
         assert self._decode is not None
-        index = self._decode.route(group)
+        index = self._decode.route(request, group)
         if index is None:
             assert self._decode.fleet is not None
             self._decode.fleet.held.append(again)

@@ -75,7 +75,7 @@ class Handovers:
         *,
         bytes_per_token: float,
         layers: int,
-        route: Callable[[int | None, Callable[[], None]], tuple[int, LLMClient] | None],
+        route: Callable[[Request, int | None, Callable[[], None]], tuple[int, LLMClient] | None],
         landed: Callable[[Request, int], None],
         fetched: Callable[[int], None],
         withdrawn: Callable[[int], None],
@@ -128,7 +128,7 @@ class Handovers:
         if self.moves.get(move.request.id) is not move:
             return
         group = move.source_index % self.spec.groups if self.spec.groups > 1 else None
-        move.sink = self.route(group, partial(self._claim, move))
+        move.sink = self.route(move.request, group, partial(self._claim, move))
         if move.sink is not None:
             move.claim = move.request if move.held is not None else _stand_in(move.request)
             move.sink[1].expect(move.claim, partial(self._grant, move))

@@ -1,8 +1,9 @@
 """A pool: equal engines on devices of their own."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from mist.clients.llm import LLMClient
@@ -22,7 +23,9 @@ from mist.perf.power import LINEAR, LinearPower, joules
 from mist.perf.stages import hop_time, stages
 from mist.policy import Router, Scheduler
 from mist.request import Request
+from mist.routing import Candidates
 from mist.speculation import OFF, DraftedSteps, Speculation, drafting_replica
+from mist.streams import stream
 from mist.units import Bytes
 
 Role = Literal["both", "prefill", "decode"]
@@ -133,7 +136,7 @@ class PoolSpec:
 class Pool:
     """The replicas of a PoolSpec at work."""
 
-    def __init__(self, name: str, spec: PoolSpec) -> None:
+    def __init__(self, name: str, spec: PoolSpec, seed: int = 0) -> None:
         self.name, self.spec = name, spec
         self.stages: list[StepModel] = spec.steptimes()
         efficiency = [getattr(spec.perf, f"{name}_efficiency", 1.0) for name in ("matmul", "bandwidth")]
@@ -145,18 +148,22 @@ class Pool:
         self.turns: defaultdict[int | None, int] = defaultdict(int)  # requests routed, by group
         self.fleet: Fleet | None = None  # of a pool whose replicas come and go
         self.members: dict[int, dict[int, Request]] | None = None  # by replica, where one may fail
+        chunk = spec.scheduler.token_budget
+        self._view = Candidates(self.clients, self.stages, chunk, partial(stream, seed, f"router/{name}"))
 
-    def route(self, group: int | None = None) -> int | None:
-        """The replica the next request goes to, of its affinity group if one is given; None while none is up."""
-        among, outstanding = None, self.outstanding
+    def route(self, request: Request, group: int | None = None) -> int | None:
+        """The replica the request goes to, of its affinity group if one is given; None while none is up."""
+        among: Sequence[int] = range(len(self.clients))
+        outstanding = self.outstanding
         if self.fleet is not None or group is not None:
-            up = self.fleet.up if self.fleet is not None else range(len(self.clients))
+            up = self.fleet.up if self.fleet is not None else among
             among = [index for index in up if group is None or index % self.groups == group]
             outstanding = [outstanding[index] for index in among]
         if not outstanding:
             return None
-        index = self.spec.router.choose(self.turns[group], outstanding)
-        index = index if among is None else among[index]
+        view = self._view
+        view.turn, view.request, view.replicas, view.outstanding = self.turns[group], request, among, outstanding
+        index = among[self.spec.router.choose(view)]
         self.turns[group] += 1
         self.outstanding[index] += 1
         return index

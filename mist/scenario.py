@@ -13,6 +13,7 @@ from mist.network import LinkSpec
 from mist.pool import PoolSpec, check_pools
 from mist.price import PriceList
 from mist.roles import FIXED_ROLES, FixedRoles, Roles
+from mist.routers.prefix_aware import PrefixAware
 from mist.slo import SLO
 from mist.workload.traffic import Workload, class_names, class_priorities
 
@@ -59,6 +60,9 @@ class Scenario:
             raise InputError(f"slo.{error.field}", error.value, error.why, error.choices) from None
         priorities = class_priorities(self.workload)
         for name, spec in self.pools.items():
+            if isinstance(spec.router, PrefixAware) and not spec.prefix_caching:
+                why = "has nothing to look at: this pool caches no prefixes (prefix_caching=true, where it prefills)"
+                raise InputError(f"pools.{name}.router", "prefix_aware", why)
             if getattr(spec.scheduler, "policy", "") == "priority" and len(priorities) < 2:
                 why = "has no effect: all requests of this workload have one priority (workload=two_class has two)"
                 raise InputError(f"pools.{name}.scheduler.policy", "priority", why)

@@ -33,6 +33,12 @@ class HashedPrefix(NamedTuple):
     tokens: int  # of the prompt
     hash_tokens: int
     ids: tuple[int, ...]
+    session: int | None = None
+
+    @property
+    def conversation(self) -> Hashable:
+        """Equal for the requests of one session; None where the trace names none."""
+        return None if self.session is None else (self.cycle, self.session)
 
     def key(self, block: int, block_tokens: int) -> Hashable:
         end = (block + 1) * block_tokens
@@ -82,6 +88,11 @@ class Turn(NamedTuple):
     system: int  # tokens of it
     cycle: int  # in which the session began
     session: int
+
+    @property
+    def conversation(self) -> Hashable:
+        """Equal for the turns of one session."""
+        return self.cycle, self.session
 
     def key(self, block: int, block_tokens: int) -> Hashable:
         if (block + 1) * block_tokens <= self.system:
