@@ -10,13 +10,14 @@ from mist.clients.pipeline import PipelineClient, Stages
 from mist.clients.speculative import SpeculativeClient
 from mist.faults import NO_FAULTS, Faults, NoFaults
 from mist.fleet import Autoscale, Fleet, Scaler
-from mist.handover import GLOBAL, Handovers, HandoverSpec
+from mist.handover import GLOBAL, Handovers, HandoverSpec, Wire
 from mist.kernel import Kernel
 from mist.memory.choice import make_pool
 from mist.network import Link, LinkSpec
 from mist.pool import Pool, PoolSpec
 from mist.request import Request, Stage, Visit
 from mist.roles import FIXED_ROLES, Roles, Switcher, SwitchRoles
+from mist.topology import ONE_LINK, Network, Topology, Wires
 
 
 class Cluster:
@@ -34,12 +35,15 @@ class Cluster:
         handover: HandoverSpec = GLOBAL,
         faults: Faults = NO_FAULTS,
         roles: Roles = FIXED_ROLES,
+        network: Network = ONE_LINK,
         good: Callable[[Request], bool] = bool,
         seed: int = 0,
     ) -> None:
         self.kernel, self._seed = kernel, seed
         self.pools = {name: Pool(name, spec, seed) for name, spec in pools.items()}
         self.link = Link(kernel, link) if link is not None else None
+        sites = {name: spec.site() for name, spec in pools.items()}
+        self.wires = Wires(kernel, network, sites) if isinstance(network, Topology) else None
         self.arrived = self.completed = self.refused = self.lost = 0
         self.faults, self.good = faults, good
         stages = {pool.spec.role: pool for pool in self.pools.values()}
@@ -87,13 +91,13 @@ class Cluster:
         return sum(pool.joules(self.kernel.now) for pool in self.pools.values())
 
     def _handovers(self, spec: HandoverSpec) -> Handovers:
-        assert self.link is not None and self._decode is not None
+        assert self._decode is not None
         self._decode.groups = spec.groups
         model = self._entry.spec.model
         return Handovers(
             self.kernel,
             spec,
-            self.link,
+            self._between,
             bytes_per_token=model.kv_bytes_per_token,
             layers=model.layers,
             route=self._to_decode,
@@ -101,6 +105,14 @@ class Cluster:
             fetched=self._entry.settle,
             withdrawn=self._withdrawn,
         )
+
+    def _between(self, source: int, sink: int) -> Wire:
+        """What carries KV from a prefill replica to a decode replica."""
+        if self.wires is None:
+            assert self.link is not None
+            return self.link
+        assert self._decode is not None
+        return self.wires.way((self._entry.name, source), (self._decode.name, sink))
 
     def _elastic(self, pool: Pool, switching: bool) -> None:
         """A fleet for a pool whose replicas come and go."""

@@ -9,7 +9,7 @@ from typing import Literal
 from mist.clients.llm import LLMClient
 from mist.clients.speculative import check_speculation
 from mist.errors import InputError
-from mist.fleet import FIXED, Fleet, Scaling, seconds
+from mist.fleet import FIXED, Autoscale, Fleet, Scaling, seconds
 from mist.hardware import HardwareSpec
 from mist.memory.choice import SWAP_SPACE, Preemption, check_memory
 from mist.memory.swap import HostMemory
@@ -17,6 +17,7 @@ from mist.model import ModelSpec
 from mist.network import LinkSpec
 from mist.node import ISOLATED, NodeSpec
 from mist.perf.base import PerfModel, Replica, StepModel
+from mist.perf.collective import fabric
 from mist.perf.engine import EngineProfile
 from mist.perf.footprint import block_bytes, check_layout, kv_blocks
 from mist.perf.power import LINEAR, LinearPower, joules
@@ -26,6 +27,7 @@ from mist.request import Request
 from mist.routing import Candidates
 from mist.speculation import OFF, DraftedSteps, Speculation, drafting_replica
 from mist.streams import stream
+from mist.topology import Site
 from mist.units import Bytes
 
 Role = Literal["both", "prefill", "decode"]
@@ -121,6 +123,15 @@ class PoolSpec:
         size = block_bytes(self.replica)
         space = SWAP_SPACE if self.swap_space is None else self.swap_space
         return HostMemory(int(space // size), size, self.replica.devices, self.hardware.host_bandwidth)
+
+    def site(self) -> Site:
+        """What its replicas bring to a network, with places for all there may ever be."""
+        links = fabric(self.replica, 1.0)
+        inside = LinkSpec(self.hardware.name, links.bandwidth, links.latency)
+        out = self.node.bandwidth
+        outside = None if out is None else LinkSpec(self.node.name, out, self.node.latency)
+        most = self.autoscaler.max_replicas if isinstance(self.autoscaler, Autoscale) else self.replicas
+        return Site(self.replica.devices, most, links.devices, inside, outside)
 
     def steptimes(self) -> list[StepModel]:
         """Step times of one replica's pipeline stages, its drafter's passes included."""

@@ -15,6 +15,7 @@ from mist.price import PriceList
 from mist.roles import FIXED_ROLES, FixedRoles, Roles
 from mist.routers.prefix_aware import PrefixAware
 from mist.slo import SLO
+from mist.topology import ONE_LINK, Network, Topology
 from mist.workload.traffic import Workload, class_names, class_priorities
 
 
@@ -48,11 +49,13 @@ class Scenario:
     handover: HandoverSpec = GLOBAL
     faults: Faults = NO_FAULTS
     roles: Roles = FIXED_ROLES
+    network: Network = ONE_LINK
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise InputError("seed", self.seed, "must not be negative")
         check_pools(self.pools, self.link)
+        self._check_network()
         self._check_dynamics()
         try:
             self.slo.check_classes(class_names(self.workload))
@@ -66,6 +69,15 @@ class Scenario:
             if getattr(spec.scheduler, "policy", "") == "priority" and len(priorities) < 2:
                 why = "has no effect: all requests of this workload have one priority (workload=two_class has two)"
                 raise InputError(f"pools.{name}.scheduler.policy", "priority", why)
+
+    def _check_network(self) -> None:
+        if not isinstance(self.network, Topology):
+            return
+        if len(self.pools) == 1:
+            raise InputError("network", self.network.name, "a single pool hands nothing over: it has no effect")
+        if not isinstance(self.roles, FixedRoles):
+            raise InputError("network", self.network.name, "replicas that switch roles have no place of their own")
+        self.network.check({name: spec.site() for name, spec in self.pools.items()})
 
     def _check_dynamics(self) -> None:
         moving = not isinstance(self.roles, FixedRoles) or not isinstance(self.faults, NoFaults)
