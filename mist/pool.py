@@ -155,6 +155,7 @@ class Pool:
         self.blocks = spec.blocks()
         self.clients: list[LLMClient] = []
         self.outstanding = [0] * spec.replicas  # unfinished requests by replica
+        self._fixed: Sequence[int] = range(spec.replicas)  # where none comes or goes
         self.groups = 1  # of affinity
         self.turns: defaultdict[int | None, int] = defaultdict(int)  # requests routed, by group
         self.fleet: Fleet | None = None  # of a pool whose replicas come and go
@@ -164,10 +165,9 @@ class Pool:
 
     def route(self, request: Request, group: int | None = None) -> int | None:
         """The replica the request goes to, of its affinity group if one is given; None while none is up."""
-        among: Sequence[int] = range(len(self.clients))
-        outstanding = self.outstanding
+        among, outstanding = self._fixed, self.outstanding
         if self.fleet is not None or group is not None:
-            up = self.fleet.up if self.fleet is not None else among
+            up = self.fleet.up if self.fleet is not None else self._fixed
             among = [index for index in up if group is None or index % self.groups == group]
             outstanding = [outstanding[index] for index in among]
         if not outstanding:

@@ -198,12 +198,10 @@ class LLMClient:
         """Give the steps begun so far in a leap their blocks, for somebody who looks at what the cache holds."""
         if self._leap is not None:
             start, steps, stretch = self._leap
-            self._extend_to(steps_over(stretch, self.kernel.now - start, steps))
-
-    def _extend_to(self, steps: int) -> None:
-        if steps > self._extended:
-            self.kv.extend(self.decodes, self._extended, steps - self._extended)
-            self._extended = steps
+            begun = steps_over(stretch, self.kernel.now - start, steps)
+            if begun > self._extended:
+                self.kv.extend(self.decodes, self._extended, begun - self._extended)
+                self._extended = begun
 
     def forget(self, request: Request, granted: bool) -> None:
         """An expected request will not come; if it was granted room, that is free again."""
@@ -406,7 +404,8 @@ class LLMClient:
         if steps > 1 and (head := self.line.head) is not None:
             steps = self.kv.steps_to_hit(head, self._running.values(), decodes, steps)
         self._stamp += 1
-        self._leap, self._extended = (self.kernel.now, steps, stretch), 1
+        self._leap = self.kernel.now, steps, stretch
+        self._extended = 1
         self.leaps += 1
         time = stretch.time(steps)
         if self.watch is not None:
@@ -432,7 +431,8 @@ class LLMClient:
         self.steps += steps
         if self.power is not None:
             self.load += self.power.stretch(self.decodes.count, self.decodes.cached, steps)
-        self._extend_to(steps)
+        if steps > self._extended:
+            self.kv.extend(self.decodes, self._extended, steps - self._extended)
         self._sample_decodes(steps)
         self.kernel.decide(self._launch)
 
