@@ -11,13 +11,14 @@ from mist.clients.speculative import SpeculativeClient
 from mist.clients.stages import Stages
 from mist.faults import NO_FAULTS, Faults, NoFaults
 from mist.fleet import Autoscale, Fleet, Scaler
-from mist.handover import GLOBAL, Handovers, HandoverSpec
+from mist.handover import GLOBAL, Handovers, HandoverSpec, Wire
 from mist.kernel import Kernel
 from mist.memory.choice import make_pool
 from mist.network import Link, LinkSpec
 from mist.pool import Pool, PoolSpec
 from mist.request import Request, Stage, Visit
 from mist.roles import FIXED_ROLES, Roles, Switcher, SwitchRoles
+from mist.topology import ONE_LINK, Network, Topology, Wires
 
 
 class Cluster:
@@ -35,13 +36,16 @@ class Cluster:
         handover: HandoverSpec = GLOBAL,
         faults: Faults = NO_FAULTS,
         roles: Roles = FIXED_ROLES,
+        network: Network = ONE_LINK,
         good: Callable[[Request], bool] = bool,
         seed: int = 0,
     ) -> None:
         self.kernel, self._seed = kernel, seed
         drafts = next(spec.speculation for spec in pools.values() if spec.role != "prefill")
-        self.pools = {name: Pool(name, spec, drafts) for name, spec in pools.items()}
+        self.pools = {name: Pool(name, spec, drafts, seed) for name, spec in pools.items()}
         self.link = Link(kernel, link) if link is not None else None
+        sites = {name: spec.site() for name, spec in pools.items()}
+        self.wires = Wires(kernel, network, sites) if isinstance(network, Topology) else None
         self.arrived = self.completed = self.refused = self.lost = 0
         self.faults, self.good = faults, good
         self.ended: Callable[[Request], None] | None = None  # told of every request answered, refused or lost
@@ -91,7 +95,7 @@ class Cluster:
         return sum(pool.joules(self.kernel.now) for pool in self.pools.values())
 
     def _handovers(self, spec: HandoverSpec) -> Handovers:
-        assert self.link is not None and self._decode is not None
+        assert self._decode is not None
         self._decode.groups = spec.groups
         model = self._entry.spec.model
         drafter = self._decode.spec.speculation.drafter(model)
@@ -99,7 +103,7 @@ class Cluster:
         return Handovers(
             self.kernel,
             spec,
-            self.link,
+            self._between,
             bytes_per_token=sum(part.kv_bytes_per_token for part in sent),
             layers=sum(part.layers for part in sent),
             route=self._to_decode,
@@ -107,6 +111,14 @@ class Cluster:
             fetched=self._entry.settle,
             withdrawn=self._withdrawn,
         )
+
+    def _between(self, source: int, sink: int) -> Wire:
+        """What carries KV from a prefill replica to a decode replica."""
+        if self.wires is None:
+            assert self.link is not None
+            return self.link
+        assert self._decode is not None
+        return self.wires.way((self._entry.name, source), (self._decode.name, sink))
 
     def _elastic(self, pool: Pool, switching: bool) -> None:
         """A fleet for a pool whose replicas come and go."""
@@ -143,7 +155,7 @@ class Cluster:
             self.kernel.route(self._enter, request)
 
     def _enter(self, request: Request) -> None:
-        index = self._entry.route()
+        index = self._entry.route(request)
         if index is None:
             assert self._entry.fleet is not None
             self._entry.fleet.held.append(partial(self._enter, request))
@@ -174,9 +186,11 @@ class Cluster:
         pool.leave(request)
         self.handovers.prefilled(source, request)
 
-    def _to_decode(self, group: int | None, again: Callable[[], None]) -> tuple[int, LLMClient] | None:
+    def _to_decode(
+        self, request: Request, group: int | None, again: Callable[[], None]
+    ) -> tuple[int, LLMClient] | None:
         assert self._decode is not None
-        index = self._decode.route(group)
+        index = self._decode.route(request, group)
         if index is None:
             assert self._decode.fleet is not None
             self._decode.fleet.held.append(again)

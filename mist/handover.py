@@ -3,12 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from mist.clients.llm import LLMClient
 from mist.errors import InputError
 from mist.kernel import Kernel
-from mist.network import Link
 from mist.request import Request, Stage, Visit
 
 
@@ -36,6 +35,17 @@ class HandoverSpec:
 GLOBAL = HandoverSpec()
 
 
+class Wire(Protocol):
+    """What carries caches from one replica to another: the Link of all pairs, or a pair's Way."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def next_flow(self) -> int: ...
+    def send(self, size: float, call: Callable[..., None], *args: Any) -> None: ...
+    def cancel(self, flow: int) -> None: ...
+
+
 class Move:
     """One request's cache on its way.
 
@@ -44,22 +54,25 @@ class Move:
     """
 
     __slots__ = ("claim", "flows", "granted", "held", "produced", "request", "sink", "source", "source_index",
-                 "started", "unsent")  # fmt: skip
+                 "started", "unsent", "wire")  # fmt: skip
 
     def __init__(self, request: Request, source: LLMClient) -> None:
         self.request = self.claim = request
         self.source, self.source_index = source, request.replica
         self.sink: tuple[int, LLMClient] | None = None
+        self.wire: Wire  # to the sink, once there is one
         self.held: Any = None  # at the source; None before the prompt is computed
         self.produced = 0.0  # bytes there to send
         self.unsent = 0.0  # bytes of those
-        self.flows: set[int] = set()  # transfers on the link
+        self.flows: set[int] = set()  # transfers on the wire
         self.granted = False  # the sink has room
         self.started = -1.0  # s, first transfer
 
 
 class Handovers:
-    """Claims memory at a decode client for every cache, sends it over the link, and keeps it at its source until then.
+    """Claims memory at a decode client for every cache, sends it over a wire, and keeps it at its source until then.
+
+    ``between`` gives the wire from a prefill replica to a decode replica, by index.
 
     Layer by layer, the claim is made when a prompt's first chunk starts. A chunk of b bytes in a model of L
     layers, computed in c seconds, is on the wire from its first layer on (after c / L), but for its last layer, b / L,
@@ -71,16 +84,16 @@ class Handovers:
         self,
         kernel: Kernel,
         spec: HandoverSpec,
-        link: Link,
+        between: Callable[[int, int], Wire],
         *,
         bytes_per_token: float,
         layers: int,
-        route: Callable[[int | None, Callable[[], None]], tuple[int, LLMClient] | None],
+        route: Callable[[Request, int | None, Callable[[], None]], tuple[int, LLMClient] | None],
         landed: Callable[[Request, int], None],
         fetched: Callable[[int], None],
         withdrawn: Callable[[int], None],
     ) -> None:
-        self.kernel, self.spec, self.link = kernel, spec, link
+        self.kernel, self.spec, self.between = kernel, spec, between
         self.bytes_per_token, self.layers = bytes_per_token, layers
         self.route, self.landed, self.fetched, self.withdrawn = route, landed, fetched, withdrawn
         self.moves: dict[int, Move] = {}
@@ -128,8 +141,9 @@ class Handovers:
         if self.moves.get(move.request.id) is not move:
             return
         group = move.source_index % self.spec.groups if self.spec.groups > 1 else None
-        move.sink = self.route(group, partial(self._claim, move))
+        move.sink = self.route(move.request, group, partial(self._claim, move))
         if move.sink is not None:
+            move.wire = self.between(move.source_index, move.sink[0])
             move.claim = move.request if move.held is not None else _stand_in(move.request)
             move.sink[1].expect(move.claim, partial(self._grant, move))
 
@@ -150,9 +164,9 @@ class Handovers:
             move.started = self.kernel.now
         if move.unsent:
             size, move.unsent = move.unsent, 0.0
-            flow = self.link.next_flow
+            flow = move.wire.next_flow
             move.flows.add(flow)
-            self.link.send(size, self._arrived, move, flow)
+            move.wire.send(size, self._arrived, move, flow)
 
     def _arrived(self, move: Move, flow: int) -> None:
         if flow in move.flows:
@@ -165,7 +179,7 @@ class Handovers:
         request, (index, sink), now = move.request, move.sink, self.kernel.now
         del self.moves[request.id]
         started = max(move.started, request.queued)
-        request.visits.append(Visit(Stage.HANDOVER, self.link.spec.name, request.queued, started, now))
+        request.visits.append(Visit(Stage.HANDOVER, move.wire.name, request.queued, started, now))
         request.queued, request.started = now, -1.0
         move.source.give_back(move.held)
         if move.claim is not request:
@@ -198,7 +212,7 @@ class Handovers:
 
     def _cancel(self, move: Move) -> None:
         for flow in move.flows:
-            self.link.cancel(flow)
+            move.wire.cancel(flow)
         move.flows.clear()
 
 

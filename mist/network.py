@@ -42,6 +42,10 @@ class Link:
         self._flows = 0  # ever begun
 
     @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
     def next_flow(self) -> int:
         """The number of the transfer that is sent next."""
         return self._flows + 1

@@ -1,6 +1,6 @@
 """What a policy sees and what it decides. A policy decides; only its client acts."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from mist.request import Request
@@ -116,11 +116,50 @@ class Ranked(Protocol):
         """What sorts the line, smallest first; ties go by arrival, then id."""
 
 
+class RouteView(Protocol):
+    """What a router may look at: a request, and the replicas it may go to, which are up, in ascending order.
+
+    A sequence has one value for each of them. What is a call costs something, and nothing where it is not made.
+    """
+
+    @property
+    def turn(self) -> int:
+        """Requests routed before."""
+
+    @property
+    def request(self) -> Request:
+        """Who is to be sent somewhere."""
+
+    @property
+    def replicas(self) -> Sequence[int]:
+        """Their numbers in the pool, which stay theirs while others come and go."""
+
+    @property
+    def outstanding(self) -> Sequence[int]:
+        """Unfinished requests."""
+
+    @property
+    def session(self) -> Hashable:
+        """Equal for the requests of one session; a request without one is its own."""
+
+    def tokens(self) -> Sequence[int]:
+        """Outstanding tokens: those still to be computed of known ones, and those whose KV is held."""
+
+    def cached(self) -> Sequence[int]:
+        """Tokens of the request that the replica's prefix cache holds."""
+
+    def ttft(self) -> Sequence[float]:
+        """Predicted seconds until the first token of the request."""
+
+    def chance(self) -> float:
+        """A random number in [0, 1), from the pool's own stream."""
+
+
 class Router(Protocol):
     """Which replica of a pool gets the request."""
 
-    def choose(self, turn: int, outstanding: Sequence[int]) -> int:
-        """A replica's index, given how many requests were routed before and each replica's unfinished ones."""
+    def choose(self, view: RouteView) -> int:
+        """A place in the view's sequences."""
 
 
 class PoolView(NamedTuple):

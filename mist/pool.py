@@ -1,8 +1,9 @@
 """A pool: equal engines on devices of their own."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Literal
 
@@ -10,7 +11,7 @@ from mist.clients.llm import LLMClient
 from mist.clients.speculative import check_speculation
 from mist.drafting import DraftedLoad, DraftedSteps, check_prompt_drafting, drafting_replica
 from mist.errors import InputError
-from mist.fleet import FIXED, Fleet, Scaling, seconds
+from mist.fleet import FIXED, Autoscale, Fleet, Scaling, seconds
 from mist.hardware import HardwareSpec
 from mist.memory.choice import SWAP_SPACE, Preemption, check_memory
 from mist.memory.swap import HostMemory
@@ -18,6 +19,7 @@ from mist.model import ModelSpec
 from mist.network import LinkSpec
 from mist.node import ISOLATED, NodeSpec
 from mist.perf.base import PerfModel, Replica, StepModel
+from mist.perf.collective import fabric
 from mist.perf.engine import EngineProfile
 from mist.perf.footprint import block_bytes, check_layout, kv_blocks
 from mist.perf.power import LINEAR, LinearPower, Power, joules
@@ -25,7 +27,10 @@ from mist.perf.profile import check_profile
 from mist.perf.stages import hop_time, stages
 from mist.policy import Router, Scheduler
 from mist.request import Request
+from mist.routing import Candidates
 from mist.speculation import OFF, Speculation
+from mist.streams import stream
+from mist.topology import Site
 from mist.units import Bytes
 
 Role = Literal["both", "prefill", "decode"]
@@ -121,6 +126,15 @@ class PoolSpec:
         space = SWAP_SPACE if self.swap_space is None else self.swap_space
         return HostMemory(int(space // size), size, self.replica.devices, self.hardware.host_bandwidth)
 
+    def site(self) -> Site:
+        """What its replicas bring to a network, with places for all there may ever be."""
+        links = fabric(self.replica, 1.0)
+        inside = LinkSpec(self.hardware.name, links.bandwidth, links.latency)
+        out = self.node.bandwidth
+        outside = None if out is None else LinkSpec(self.node.name, out, self.node.latency)
+        most = self.autoscaler.max_replicas if isinstance(self.autoscaler, Autoscale) else self.replicas
+        return Site(self.replica.devices, most, links.devices, inside, outside)
+
     def steptimes(self, drafts: Speculation | None = None) -> list[StepModel]:
         """Step times of one replica's pipeline stages, the passes of a drafter included."""
         drafts, targets = drafts or self.speculation, [self.perf.of(stage) for stage in stages(self.replica)]
@@ -146,7 +160,7 @@ class PoolSpec:
 class Pool:
     """The replicas of a PoolSpec at work; ``drafts`` is how those who decode draft: prompts pass their drafter too."""
 
-    def __init__(self, name: str, spec: PoolSpec, drafts: Speculation) -> None:
+    def __init__(self, name: str, spec: PoolSpec, drafts: Speculation, seed: int = 0) -> None:
         self.name, self.spec = name, spec
         if drafts.drafter(spec.model) is None:  # nothing to prefill for
             drafts = spec.speculation
@@ -156,22 +170,26 @@ class Pool:
         self._longest: float = getattr(spec.scheduler, "longest", inf)
         self.clients: list[LLMClient] = []
         self.outstanding = [0] * spec.replicas  # unfinished requests by replica
+        self._fixed: Sequence[int] = range(spec.replicas)  # where none comes or goes
         self.groups = 1  # of affinity
         self.turns: defaultdict[int | None, int] = defaultdict(int)  # requests routed, by group
         self.fleet: Fleet | None = None  # of a pool whose replicas come and go
         self.members: dict[int, dict[int, Request]] | None = None  # by replica, where one may fail
+        chunk = spec.scheduler.token_budget
+        self._view = Candidates(self.clients, self.stages, chunk, partial(stream, seed, f"router/{name}"))
 
-    def route(self, group: int | None = None) -> int | None:
-        """The replica the next request goes to, of its affinity group if one is given; None while none is up."""
-        among, outstanding = None, self.outstanding
+    def route(self, request: Request, group: int | None = None) -> int | None:
+        """The replica the request goes to, of its affinity group if one is given; None while none is up."""
+        among, outstanding = self._fixed, self.outstanding
         if self.fleet is not None or group is not None:
-            up = self.fleet.up if self.fleet is not None else range(len(self.clients))
+            up = self.fleet.up if self.fleet is not None else self._fixed
             among = [index for index in up if group is None or index % self.groups == group]
             outstanding = [outstanding[index] for index in among]
         if not outstanding:
             return None
-        index = self.spec.router.choose(self.turns[group], outstanding)
-        index = index if among is None else among[index]
+        view = self._view
+        view.turn, view.request, view.replicas, view.outstanding = self.turns[group], request, among, outstanding
+        index = among[self.spec.router.choose(view)]
         self.turns[group] += 1
         self.outstanding[index] += 1
         return index

@@ -13,7 +13,9 @@ from mist.network import LinkSpec
 from mist.pool import PoolSpec, check_pools
 from mist.price import PriceList
 from mist.roles import FIXED_ROLES, FixedRoles, Roles
+from mist.routers.prefix_aware import PrefixAware
 from mist.slo import SLO
+from mist.topology import ONE_LINK, Network, Topology
 from mist.workload.traffic import Workload, class_names, class_priorities
 
 
@@ -50,6 +52,7 @@ class Scenario:
     handover: HandoverSpec = GLOBAL
     faults: Faults = NO_FAULTS
     roles: Roles = FIXED_ROLES
+    network: Network = ONE_LINK
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -57,6 +60,7 @@ class Scenario:
         check_pools(self.pools, self.link)
         for spec in self.pools.values():
             self.price.of(spec.hardware.name)  # told before anything is simulated
+        self._check_network()
         self._check_dynamics()
         try:
             self.slo.check_classes(class_names(self.workload))
@@ -64,9 +68,21 @@ class Scenario:
             raise InputError(f"slo.{error.field}", error.value, error.why, error.choices) from None
         priorities = class_priorities(self.workload)
         for name, spec in self.pools.items():
+            if isinstance(spec.router, PrefixAware) and not spec.prefix_caching:
+                why = "has nothing to look at: this pool caches no prefixes (prefix_caching=true, where it prefills)"
+                raise InputError(f"pools.{name}.router", "prefix_aware", why)
             if getattr(spec.scheduler, "policy", "") == "priority" and len(priorities) < 2:
                 why = "has no effect: all requests of this workload have one priority (workload=two_class has two)"
                 raise InputError(f"pools.{name}.scheduler.policy", "priority", why)
+
+    def _check_network(self) -> None:
+        if not isinstance(self.network, Topology):
+            return
+        if len(self.pools) == 1:
+            raise InputError("network", self.network.name, "a single pool hands nothing over: it has no effect")
+        if not isinstance(self.roles, FixedRoles):
+            raise InputError("network", self.network.name, "replicas that switch roles have no place of their own")
+        self.network.check({name: spec.site() for name, spec in self.pools.items()})
 
     def _check_dynamics(self) -> None:
         for name, spec in self.pools.items():

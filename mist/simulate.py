@@ -105,6 +105,7 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
             handover=scenario.handover,
             faults=scenario.faults,
             roles=scenario.roles,
+            network=scenario.network,
             good=within(scenario.slo),
             seed=scenario.seed,
         )

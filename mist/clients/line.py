@@ -11,10 +11,11 @@ from mist.request import Request
 class Line:
     """First come, first served; the preempted go back to the front."""
 
-    __slots__ = ("_line",)
+    __slots__ = ("_line", "tokens")
 
     def __init__(self) -> None:
         self._line: deque[Request] = deque()
+        self.tokens = 0  # to be computed
 
     def __len__(self) -> int:
         return len(self._line)
@@ -25,13 +26,17 @@ class Line:
 
     def join(self, request: Request) -> None:
         self._line.append(request)
+        self.tokens += request.known - request.computed
 
     def rejoin(self, request: Request) -> None:
         """Back in line after a preemption."""
         self._line.appendleft(request)
+        self.tokens += request.known - request.computed
 
     def pop(self) -> Request:
-        return self._line.popleft()
+        request = self._line.popleft()
+        self.tokens -= request.known - request.computed
+        return request
 
 
 class RankedLine(Line):
@@ -53,8 +58,11 @@ class RankedLine(Line):
 
     def join(self, request: Request) -> None:
         heappush(self._heap, (self._place(request), request.arrived, request.id, request))
+        self.tokens += request.known - request.computed
 
     rejoin = join
 
     def pop(self) -> Request:
-        return heappop(self._heap)[3]
+        request = heappop(self._heap)[3]
+        self.tokens -= request.known - request.computed
+        return request

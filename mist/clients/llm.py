@@ -54,6 +54,7 @@ class LLMClient:
         self._landed: deque[Request] = deque()  # KV here, not yet decoding
         self._awake = False
         self._leap: tuple[float, int, Stretch] | None = None  # start, steps, their times
+        self._extended = 1  # steps of the leap that have their blocks
         self._stamp = 0  # tells a leap's end from one that was cut short
         self.preemptions = self.steps = self.leaps = 0
         self.busy = 0.0  # s
@@ -166,6 +167,20 @@ class LLMClient:
         return len(self._expected)
 
     @property
+    def expected_tokens(self) -> int:
+        """Tokens of the hand-overs that wait for room here."""
+        return sum(request.known for request, _ in self._expected)
+
+    @property
+    def context_by_now(self) -> int:
+        """Cached tokens of the lockstep set; those of the steps ended so far in a leap."""
+        if self._leap is None:
+            return self.decodes.cached
+        start, steps, stretch = self._leap
+        done = steps_over(stretch, self.kernel.now - start, steps) - 1
+        return self.decodes.cached + self.decodes.count * done
+
+    @property
     def busy_by_now(self) -> float:
         """Seconds spent stepping, up to now in a leap, up to the last step's end otherwise."""
         return self.busy + (self.kernel.now - self._leap[0] if self._leap is not None else 0.0)
@@ -177,7 +192,16 @@ class LLMClient:
             return self.kv.used
         start, steps, stretch = self._leap
         begun = steps_over(stretch, self.kernel.now - start, steps)
-        return self.kv.used + self.decodes.blocks_for(begun) - self.decodes.blocks_due
+        return self.kv.used + self.decodes.blocks_for(begun) - self.decodes.blocks_for(self._extended)
+
+    def catch_up(self) -> None:
+        """Give the steps begun so far in a leap their blocks, for somebody who looks at what the cache holds."""
+        if self._leap is not None:
+            start, steps, stretch = self._leap
+            begun = steps_over(stretch, self.kernel.now - start, steps)
+            if begun > self._extended:
+                self.kv.extend(self.decodes, self._extended, begun - self._extended)
+                self._extended = begun
 
     def forget(self, request: Request, granted: bool) -> None:
         """An expected request will not come; if it was granted room, that is free again."""
@@ -381,6 +405,7 @@ class LLMClient:
             steps = self.kv.steps_to_hit(head, self._running.values(), decodes, steps)
         self._stamp += 1
         self._leap = self.kernel.now, steps, stretch
+        self._extended = 1
         self.leaps += 1
         time = stretch.time(steps)
         if self.watch is not None:
@@ -406,8 +431,8 @@ class LLMClient:
         self.steps += steps
         if self.power is not None:
             self.load += self.power.stretch(self.decodes.count, self.decodes.cached, steps)
-        if steps > 1:
-            self.kv.extend(self.decodes, 1, steps - 1)
+        if steps > self._extended:
+            self.kv.extend(self.decodes, self._extended, steps - self._extended)
         self._sample_decodes(steps)
         self.kernel.decide(self._launch)
 

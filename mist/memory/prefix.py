@@ -1,7 +1,7 @@
 """Automatic prefix caching: full KV blocks are found again by what they hold."""
 
 from collections import OrderedDict
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
 from mist.decoding import Decoding
@@ -109,7 +109,7 @@ class PrefixPool(BlockPool):
             computed = decodes.computed(request)
             filling = computed // self.block_tokens
             steps = (filling + 1) * self.block_tokens - computed - 1  # before the step that fills it
-            if steps < most and filling < whole and self._key(request, filling) == self._key(head, filling):
+            if steps < most and filling < whole and self.key(request, filling) == self.key(head, filling):
                 most = max(steps, 1)
         return most
 
@@ -135,20 +135,25 @@ class PrefixPool(BlockPool):
         """What lookups have found so far."""
         return PrefixUse(self.hit_tokens, self.looked_up_tokens)
 
+    def holds(self, key: Hashable) -> bool:
+        """Whether a block with this content can be hit."""
+        return key in self._cached
+
     def _lookup(self, request: Request) -> list[int]:
         """The longest chain of cached blocks; the last known token is always computed anew."""
         owner, known, version, chain = self._chain
         if (owner, known, version) != (request.id, request.known, self._version):
             chain = []
             for index in range((request.known - 1) // self.block_tokens):
-                found = self._cached.get(self._key(request, index))
+                found = self._cached.get(self.key(request, index))
                 if found is None:
                     break
                 chain.append(found if isinstance(found, int) else next(iter(found)))
             self._chain = request.id, request.known, self._version, chain
         return chain
 
-    def _key(self, request: Request, index: int) -> Hashable:
+    def key(self, request: Request, index: int) -> Hashable:
+        """What block ``index`` of a request holds."""
         content = request.content
         return (request.id, index) if content is None else content.key(index, self.block_tokens)
 
@@ -179,7 +184,7 @@ class PrefixPool(BlockPool):
 
     def _register(self, request: Request, index: int) -> None:
         block = request.table[index]
-        content = self._content[block] = self._key(request, index)
+        content = self._content[block] = self.key(request, index)
         holders = self._cached.setdefault(content, block)
         if not isinstance(holders, int):
             holders[block] = None
@@ -190,6 +195,20 @@ class PrefixPool(BlockPool):
     def _count(self) -> None:
         self.used = len(self._refs) - len(self._blank) - len(self._free)
         self.peak = max(self.peak, self.used)
+
+
+def cached_prefixes(pools: Sequence[BlockPool], request: Request) -> list[int]:
+    """Tokens of a waiting request that each pool would find; a walk as long as the longest prefix found."""
+    found = [0] * len(pools)
+    left = [(place, pool) for place, pool in enumerate(pools) if isinstance(pool, PrefixPool)]
+    for index in range((request.known - 1) // pools[0].block_tokens if left else 0):
+        key = left[0][1].key(request, index)
+        left = [(place, pool) for place, pool in left if pool.holds(key)]
+        if not left:
+            break
+        for place, pool in left:
+            found[place] = (index + 1) * pool.block_tokens
+    return found
 
 
 def _admitted(request: Request) -> int:

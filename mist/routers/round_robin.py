@@ -1,12 +1,13 @@
 """Round robin: every replica in turn."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+
+from mist.policy import RouteView
 
 
 @dataclass(frozen=True)
 class RoundRobin:
     """Request k of a pool goes to replica k modulo the number of replicas, whatever its load."""
 
-    def choose(self, turn: int, outstanding: Sequence[int]) -> int:
-        return turn % len(outstanding)
+    def choose(self, view: RouteView) -> int:
+        return view.turn % len(view.outstanding)

@@ -1,5 +1,6 @@
 """What the tokens of a request are, as far as other requests may share them."""
 
+from bisect import bisect_left
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -33,10 +34,17 @@ class HashedPrefix(NamedTuple):
     tokens: int  # of the prompt
     hash_tokens: int
     ids: tuple[int, ...]
+    session: int | None = None
+    reaches: tuple[int, ...] | None = None  # where each id ends, tokens; None is ``hash_tokens`` each
+
+    @property
+    def conversation(self) -> Hashable:
+        """Equal for the requests of one session; None where the trace names none."""
+        return None if self.session is None else (self.cycle, self.session)
 
     def key(self, block: int, block_tokens: int) -> Hashable:
         end = (block + 1) * block_tokens
-        place = (end - 1) // self.hash_tokens
+        place = (end - 1) // self.hash_tokens if self.reaches is None else bisect_left(self.reaches, end)
         if end <= self.tokens and place < len(self.ids):
             return self.cycle, self.ids[place], block
         return self.cycle, self.request, block, "own"
@@ -46,6 +54,9 @@ class HashedPrefix(NamedTuple):
 class HashedBlocks:
     """Chained hash ids of prompts: those of request i are ``ids[ends[i-1]:ends[i]]``, ``hash_tokens`` tokens each.
 
+    Where parts have lengths of their own, ``reaches`` (as long as ``ids``) is how many tokens of its prompt lie before
+    the end of each. ``sessions`` (shape [n]) says who belongs together.
+
     A cycle is the recording played again, not the same users asking the same again: content of different
     cycles is distinct, or every round after the first would hit everything.
     """
@@ -54,6 +65,8 @@ class HashedBlocks:
     ends: NDArray[np.int64]
     inputs: NDArray[np.int64]
     hash_tokens: int = 512
+    reaches: NDArray[np.int64] | None = None
+    sessions: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if len(self.ends) != len(self.inputs) or (len(self.ends) and self.ends[-1] != len(self.ids)):
@@ -61,14 +74,18 @@ class HashedBlocks:
 
     def of(self, cycle: int, index: int) -> HashedPrefix:
         begin = int(self.ends[index - 1]) if index else 0
-        ids = tuple(self.ids[begin : self.ends[index]].tolist())
-        return HashedPrefix(cycle, index, int(self.inputs[index]), self.hash_tokens, ids)
+        part = slice(begin, int(self.ends[index]))
+        ids = tuple(self.ids[part].tolist())
+        session = None if self.sessions is None else int(self.sessions[index])
+        reaches = None if self.reaches is None else tuple(self.reaches[part].tolist())
+        return HashedPrefix(cycle, index, int(self.inputs[index]), self.hash_tokens, ids, session, reaches)
 
     def every(self, keep: int, end: int) -> "HashedBlocks":
-        rows = range(0, end, keep)
-        parts = [self.ids[self.ends[i - 1] if i else 0 : self.ends[i]] for i in rows]
-        ends = np.cumsum([len(part) for part in parts])
-        return HashedBlocks(np.concatenate(parts), ends, self.inputs[:end:keep], self.hash_tokens)
+        parts = [np.arange(self.ends[i - 1] if i else 0, self.ends[i]) for i in range(0, end, keep)]
+        kept, ends = np.concatenate(parts), np.cumsum([len(part) for part in parts])
+        reaches = None if self.reaches is None else self.reaches[kept]
+        sessions = None if self.sessions is None else self.sessions[:end:keep]
+        return HashedBlocks(self.ids[kept], ends, self.inputs[:end:keep], self.hash_tokens, reaches, sessions)
 
 
 class Turn(NamedTuple):
@@ -82,6 +99,11 @@ class Turn(NamedTuple):
     system: int  # tokens of it
     cycle: int  # in which the session began
     session: int
+
+    @property
+    def conversation(self) -> Hashable:
+        """Equal for the turns of one session."""
+        return self.cycle, self.session
 
     def key(self, block: int, block_tokens: int) -> Hashable:
         if (block + 1) * block_tokens <= self.system:

@@ -36,6 +36,8 @@ class Records:
     inputs: NDArray[np.int64]
     outputs: NDArray[np.int64]
     hashes: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None  # ids of all prompts, where each one's end
+    reaches: NDArray[np.int64] | None = None  # where in its prompt each id ends, tokens; None is equal lengths
+    sessions: NDArray[np.int64] | None = None  # shape [n]
 
     def __len__(self) -> int:
         return len(self.arrivals)
@@ -65,7 +67,7 @@ def read(path: Path) -> Records:
                 return rows
         hashes: list[list[int]] = []
         rows = _one_by_one(path, _jsonl_rows(path, hashes) if path.suffix.lower() == ".jsonl" else _rows(path))
-        return replace(rows, hashes=_flat(hashes)) if hashes else rows
+        return replace(rows, hashes=flat(hashes)) if hashes else rows
     except (UnicodeDecodeError, pa.ArrowInvalid, csv.Error, OSError) as error:
         raise TraceError(str(path), path.suffix, f"cannot be read: {str(error).splitlines()[0]}") from None
 
@@ -119,11 +121,11 @@ def _one_by_one(path: Path, rows: Iterator[tuple[Row, float]]) -> Records:
     arrivals: list[float] = []
     lengths: list[tuple[int, int]] = []
     for (place, arrival, tokens_in, tokens_out), unit in rows:
-        instant = _instant(arrival, unit, place)
+        instant = seconds_of(arrival, unit, place)
         if arrivals and instant < arrivals[-1]:
             raise TraceError(place, arrival, "arrives before the row above it; sort the rows by arrival")
         arrivals.append(instant)
-        lengths.append((_tokens(tokens_in, "input", place), _tokens(tokens_out, "output", place)))
+        lengths.append((tokens_of(tokens_in, "input", place), tokens_of(tokens_out, "output", place)))
     if not arrivals:
         raise TraceError(str(path), "(nothing)", "holds no requests")
     start = arrivals[0] if arrivals[0] > 1e8 else 0.0  # a date: keep the precision of its fractions
@@ -166,7 +168,7 @@ def _jsonl_rows(path: Path, hashes: list[list[int]]) -> Iterator[tuple[Row, floa
                 except ValueError:
                     data = None
                 if not isinstance(data, Mapping):
-                    raise TraceError(place, _clipped(text), "not a JSON object on one line")
+                    raise TraceError(place, clipped(text), "not a JSON object on one line")
                 arrival, tokens_in, tokens_out, unit = columns(data, place)
                 if HASHES in data:
                     hashes.append(_hashes(data[HASHES], place))
@@ -175,11 +177,12 @@ def _jsonl_rows(path: Path, hashes: list[list[int]]) -> Iterator[tuple[Row, floa
 
 def _hashes(ids: Any, place: str) -> list[int]:
     if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**63 for i in ids):
-        raise TraceError(place, _clipped(ids), f"{HASHES} must be a list of whole numbers, 0 or more")
+        raise TraceError(place, clipped(ids), f"{HASHES} must be a list of whole numbers, 0 or more")
     return ids
 
 
-def _flat(hashes: list[list[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def flat(hashes: list[list[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """All ids in a row, and where each prompt's end."""
     ids = np.array([i for row in hashes for i in row], dtype=np.int64)
     return ids, np.cumsum([len(row) for row in hashes])
 
@@ -192,7 +195,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[Row, float]]:
         yield (f"{path}: row {number}", arrival, tokens_in, tokens_out), unit
 
 
-def _instant(value: Any, unit: float, place: str) -> float:
+def seconds_of(value: Any, unit: float, place: str) -> float:
     """Seconds, from a number (of ``unit`` seconds) or a date."""
     try:
         if not isinstance(value, bool | datetime) and isfinite(float(value)):
@@ -204,23 +207,25 @@ def _instant(value: Any, unit: float, place: str) -> float:
         return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
     except (TypeError, ValueError):
         needed = "the arrival must be seconds or a date and time (ISO 8601)"
-        raise TraceError(place, _clipped(value), needed) from None
+        raise TraceError(place, clipped(value), needed) from None
 
 
-def _tokens(value: Any, what: str, place: str) -> int:
+def tokens_of(value: Any, what: str, place: str) -> int:
+    """A whole number of tokens, at least one, or TraceError."""
     try:
         if isinstance(value, bool) or (isinstance(value, float) and int(value) != value):
             raise ValueError
         tokens = int(value)
     except (TypeError, ValueError, OverflowError):
-        raise TraceError(place, _clipped(value), f"the {what} must be a whole number of tokens") from None
+        raise TraceError(place, clipped(value), f"the {what} must be a whole number of tokens") from None
     if tokens > MOST_TOKENS:
-        raise TraceError(place, _clipped(value), f"no request has more than {MOST_TOKENS} {what} tokens")
+        raise TraceError(place, clipped(value), f"no request has more than {MOST_TOKENS} {what} tokens")
     if tokens < 1:
         raise TraceError(place, value, f"every request needs at least one {what} token; drop the rows that failed")
     return tokens
 
 
-def _clipped(value: object) -> str:
+def clipped(value: object) -> str:
+    """As an error message shows it."""
     text = str(value).strip() or "(nothing)"
     return text if len(text) <= 80 else f"{text[:77]}..."

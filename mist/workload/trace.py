@@ -17,17 +17,21 @@ is a lower load. Rows are in order of arrival.
 ``hash_ids`` of a ``.jsonl`` row (Mooncake) are chained hashes of the prompt's blocks of ``hash_tokens`` tokens, the
 last one cut short: rows with an equal id have the same tokens up to its end. They are what prefix caching
 finds again; a file has them in every row or in none.
+
+Two formats say more (mist/workload/annotated.py): RAGPulse's ``.jsonl``, whose prompts are made of components, and
+agent calls, ``.jsonl`` or ``.jsonl.gz``, with sessions and prefix hashes.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from mist.errors import InputError, TraceError
-from mist.units import PerSecond
+from mist.units import PerSecond, Seconds
+from mist.workload.annotated import GZIPPED, beside, read_annotated
 from mist.workload.content import HashedBlocks
 from mist.workload.records import FORMATS, Records, read
 from mist.workload.traffic import Traffic, check_rate
@@ -38,15 +42,19 @@ class Trace:
     """The file at ``path`` (relative to the working directory) as one cycle of requests.
 
     ``rate`` rescales time so that this many requests per second arrive on average; None keeps the recorded
-    rate. The cycle closes with one mean gap between the last row and the first of the next round.
+    rate. The cycle closes with one mean gap between the last row and the first of the next round. Gaps longer than
+    ``longest_gap`` are cut to it: between recordings nothing was measured.
     """
 
     path: str
     rate: PerSecond | None = None
     hash_tokens: int = 512  # tokens of a hash id; kvcache-ai/Mooncake, README
+    longest_gap: Seconds | None = None
 
     def __post_init__(self) -> None:
         check_rate(self.rate)
+        if self.longest_gap is not None and not self.longest_gap > 0:
+            raise InputError("longest_gap", self.longest_gap, "must be positive, or null for the gaps as recorded")
         if self.hash_tokens < 1:
             raise InputError("hash_tokens", self.hash_tokens, "must be at least 1")
 
@@ -65,14 +73,17 @@ class Trace:
         return Traffic(times, rows.inputs, rows.outputs, contents=self._contents(rows))
 
     def content(self) -> str:
-        """SHA-256 of the file."""
+        """SHA-256 of the file, or of its and those of the files beside it that say more about its rows."""
         path = _existing(self.path)
-        return _sha256(str(path), *_version(path))
+        own, *others = (_sha256(str(file), _version(file)) for file in (path, *beside(path)))
+        return hashlib.sha256("".join([own, *others]).encode()).hexdigest() if others else own
 
     def _contents(self, rows: Records) -> HashedBlocks | None:
         if rows.hashes is None:
             return None
         ids, ends = rows.hashes
+        if rows.reaches is not None:
+            return HashedBlocks(ids, ends, rows.inputs, self.hash_tokens, rows.reaches, rows.sessions)
         if len(ends) != len(rows):
             raise TraceError(self.path, f"{len(ends)} of {len(rows)} rows", "hash_ids must be in every row or in none")
         counts = np.diff(ends, prepend=0)
@@ -83,11 +94,15 @@ class Trace:
             tokens, found = rows.inputs[wrong[0]], counts[wrong[0]]
             why = f"request {wrong[0] + 1} has {found} hash_ids for {tokens} tokens: not {self.hash_tokens} tokens each"
             raise TraceError(self.path, "hash_ids", f"{why} (workload.hash_tokens)")
-        return HashedBlocks(ids, ends, rows.inputs, self.hash_tokens)
+        return HashedBlocks(ids, ends, rows.inputs, self.hash_tokens, sessions=rows.sessions)
 
     def _records(self) -> Records:
         path = _existing(self.path)
-        return _read(str(path), *_version(path))
+        rows = _read(str(path), tuple(_version(file) for file in (path, *beside(path))))
+        if self.longest_gap is None:
+            return rows
+        gaps = np.minimum(np.diff(rows.arrivals, prepend=rows.arrivals[0]), self.longest_gap)
+        return replace(rows, arrivals=np.cumsum(gaps))
 
 
 def _existing(name: str) -> Path:
@@ -96,22 +111,23 @@ def _existing(name: str) -> Path:
     path = Path(name).expanduser()
     if not path.is_file():
         raise TraceError("workload.path", name, "is a directory" if path.is_dir() else "no such file")
-    if path.suffix.lower() not in FORMATS:
+    if path.suffix.lower() not in FORMATS and not path.name.lower().endswith(GZIPPED):
         raise TraceError("workload.path", name, "no format is known for this file ending", FORMATS)
     return path
 
 
 def _version(path: Path) -> tuple[int, int]:
+    """Tells versions of a file apart."""
     status = path.stat()
     return status.st_mtime_ns, status.st_size
 
 
 @lru_cache(maxsize=4)
-def _read(path: str, modified: int, size: int) -> Records:  # noqa: ARG001 (they tell versions of a file apart)
-    return read(Path(path))
+def _read(path: str, versions: tuple[tuple[int, int], ...]) -> Records:  # noqa: ARG001
+    return read_annotated(Path(path)) or read(Path(path))
 
 
-@lru_cache(maxsize=4)
-def _sha256(path: str, modified: int, size: int) -> str:  # noqa: ARG001
+@lru_cache(maxsize=16)
+def _sha256(path: str, version: tuple[int, int]) -> str:  # noqa: ARG001
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

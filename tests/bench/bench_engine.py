@@ -45,8 +45,8 @@ class Assigned:
 
     owners: tuple[int, ...]
 
-    def choose(self, turn: int, outstanding: object) -> int:
-        return self.owners[turn]
+    def choose(self, view) -> int:
+        return self.owners[view.turn]
 
 
 def timed(pool: PoolSpec, traffic: Traffic, rate: float) -> dict[str, float]:

@@ -54,8 +54,8 @@ def test_every_block_is_free_again_when_all_is_done(deployment, load, drive):
     run = drive(pools, load, link)
     for client in run.clients:
         assert client.kv.used == 0
-        assert client.kv.peak > 0
         assert client.decodes.count == client.decodes.cached == client.waiting == len(client.running) == 0
+    assert max(client.kv.peak for client in run.clients) > 0
     assert all(not any(pool.outstanding) for pool in run.cluster.pools.values())
 
 
@@ -123,6 +123,7 @@ def test_every_token_is_computed_once_unless_its_cache_was_taken(deployment, loa
         computed.append(shape.tokens)
         return step_time(self, shape)
 
+    monkeypatch.setattr("mist.routing.predicted_ttft", lambda *_: 0.0)  # asks about steps that nobody makes
     monkeypatch.setattr(linear, "step_time", counting)
     monkeypatch.setattr(linear, "decode_stretch", lambda *args: decode_stretch(*args)._replace(steps=1))
     run = drive(pools, load, link)

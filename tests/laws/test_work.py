@@ -63,8 +63,8 @@ class Assigned:
 
     owners: tuple[int, ...]
 
-    def choose(self, turn: int, outstanding: object) -> int:
-        return self.owners[turn]
+    def choose(self, view) -> int:
+        return self.owners[view.turn]
 
 
 def test_replicas_do_together_exactly_the_work_that_each_does_alone(make_pool, drive, poisson, linear):

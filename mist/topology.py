@@ -1,0 +1,151 @@
+"""Where replicas stand, and which links lie between two of them: node, rack, pod, data centre."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple, Protocol
+
+from mist.errors import InputError
+from mist.flows import Flows, Path, Way
+from mist.kernel import Kernel
+from mist.network import LinkSpec
+
+
+class Site(NamedTuple):
+    """What a pool's replicas bring to a network; bandwidths are of one device, one direction."""
+
+    devices: int  # of a replica
+    replicas: int  # places kept for it
+    node_devices: int
+    inside: LinkSpec  # to devices of its own node
+    outside: LinkSpec | None  # to other nodes
+
+
+class Network(Protocol):
+    """What lies between the pools of a cluster."""
+
+    def check(self, sites: Mapping[str, Site]) -> None:
+        """InputError, by address from the root, unless these pools can be placed in it."""
+
+
+@dataclass(frozen=True)
+class OneLink:
+    """All pairs of replicas share one link, wherever they stand: the ``link`` of the cluster."""
+
+    def check(self, sites: Mapping[str, Site]) -> None:
+        """Any pools will do."""
+
+
+ONE_LINK = OneLink()
+
+
+@dataclass(frozen=True)
+class Tier:
+    """``holds`` of the places below behind one ``uplink``, which is the way out of it, the same in either direction."""
+
+    holds: int
+    uplink: LinkSpec
+
+    def __post_init__(self) -> None:
+        if self.holds < 1:
+            raise InputError("holds", self.holds, "must be at least 1")
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A tree of nodes in racks in pods in a data centre; switches are not bottlenecks, links are.
+
+    The links inside a node and out of it are those of the pools' ``hardware`` and ``node``, as many as a replica has
+    devices, since every device sends its own share of a KV cache. Racks hold nodes and pods hold racks; without
+    ``rack`` all nodes are on one switch, without ``pod`` all racks are. A transfer crosses every uplink between
+    its ends, and the latencies of all levels it rises through add up.
+    """
+
+    name: str
+    rack: Tier | None = None
+    pod: Tier | None = None
+
+    def __post_init__(self) -> None:
+        if self.pod is not None and self.rack is None:
+            raise InputError("pod", self.pod.holds, "holds racks, and there are none (rack)")
+
+    def check(self, sites: Mapping[str, Site]) -> None:
+        for name, site in sites.items():
+            if site.devices > site.node_devices:
+                why = f"a replica of {site.devices} devices does not fit into a node of {site.node_devices}"
+                raise InputError("network", self.name, f"{why} (pools.{name}): use network=one_link")
+        if self._nodes(sites) > 1:
+            for name, site in sites.items():
+                if site.outside is None:
+                    why = "replicas stand on several nodes, and this one has no way out of it: name a node that has"
+                    raise InputError(f"pools.{name}.node", "isolated", why)
+
+    def places(self, sites: Mapping[str, Site]) -> dict[tuple[str, int], int]:
+        """The node of every replica: pool by pool, each from a new node on, replicas whole and one after another."""
+        nodes: dict[tuple[str, int], int] = {}
+        first = 0
+        for name, site in sites.items():
+            each = site.node_devices // site.devices
+            nodes |= {(name, index): first + index // each for index in range(site.replicas)}
+            first += -(-site.replicas // each)
+        return nodes
+
+    def _nodes(self, sites: Mapping[str, Site]) -> int:
+        return max(self.places(sites).values()) + 1
+
+    def tiers(self, node: int) -> list[tuple[str, Tier]]:
+        """The named rack and pod a node is in, and what they are, from below."""
+        found, place = [], node
+        for kind, tier in (("rack", self.rack), ("pod", self.pod)):
+            if tier is not None:
+                place //= tier.holds
+                found.append((f"{kind} {place}", tier))
+        return found
+
+
+class Wires:
+    """The links of a topology with these pools in it, and the ways over them."""
+
+    def __init__(self, kernel: Kernel, topology: Topology, sites: Mapping[str, Site]) -> None:
+        self.topology, self.sites = topology, sites
+        self.nodes = topology.places(sites)
+        self.flows = Flows(kernel, self._capacities())
+        self._ways: dict[tuple[tuple[str, int], tuple[str, int]], Way] = {}
+
+    def way(self, source: tuple[str, int], sink: tuple[str, int]) -> Way:
+        """From one replica, (pool, index), to another."""
+        known = self._ways.get((source, sink))
+        if known is None:
+            known = self._ways[source, sink] = self._lay(source, sink)
+        return known
+
+    def _lay(self, source: tuple[str, int], sink: tuple[str, int]) -> Way:
+        nodes = self.nodes[source], self.nodes[sink]
+        ends = self.sites[source[0]], self.sites[sink[0]]
+        if nodes[0] == nodes[1]:
+            path: Path = (_port(source, "inside", "up"), _port(sink, "inside", "down"))
+            return Way(self.flows, path, max(end.inside.latency for end in ends), "node")
+        rising, falling = (self.topology.tiers(node) for node in nodes)
+        crossed = [(up, down) for up, down in zip(rising, falling, strict=True) if up[0] != down[0]]
+        outside = [end.outside for end in ends if end.outside is not None]
+        latency = max(link.latency for link in outside) + sum(tier.uplink.latency for (_, tier), _ in crossed)
+        uplinks = ((f"{up[0]} up", f"{down[0]} down") for up, down in crossed)
+        path = (_port(source, "outside", "up"), *chain.from_iterable(uplinks), _port(sink, "outside", "down"))
+        turn = ("rack", "pod", "datacenter")[len(crossed)] if self.topology.rack else "network"
+        return Way(self.flows, path, latency, turn)
+
+    def _capacities(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for place, node in self.nodes.items():
+            site = self.sites[place[0]]
+            for reach, link in (("inside", site.inside), ("outside", site.outside)):
+                for way in ("up", "down"):
+                    if link is not None:
+                        found[_port(place, reach, way)] = link.bandwidth * site.devices
+            for name, tier in self.topology.tiers(node):
+                found |= {f"{name} {way}": tier.uplink.bandwidth for way in ("up", "down")}
+        return found
+
+
+def _port(place: tuple[str, int], reach: str, way: str) -> str:
+    return f"{place[0]}/{place[1]} {reach} {way}"
