@@ -24,7 +24,7 @@ from mist.report.text import simulation
 from mist.scenario import Scenario
 from mist.simulate import simulate
 
-CASES = max(250, settings().max_examples // 20)
+CASES = max(80, settings().max_examples // 20)
 SHEETS = ("scheduler", "router", "speculation", "autoscaler", "faults", "slo", "link")
 # One of each line, by chance; most leave things as they are. Several settings of one choice are joined by spaces.
 PLAIN = {
