@@ -1,19 +1,26 @@
 """Everything a simulation depends on, checked as a whole."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 from mist.autoscalers.slo_attainment import SloAttainment
+from mist.clients.host import HostSpec
+from mist.clients.station import StationSpec
 from mist.errors import InputError
 from mist.faults import NO_FAULTS, Faults, NoFaults, check_faults
 from mist.fleet import Autoscale, Fixed
 from mist.handover import GLOBAL, HandoverSpec, check_handover
 from mist.network import LinkSpec
-from mist.pool import PoolSpec, check_pools
+from mist.plan.stages import CHAT, Pipeline
+from mist.pool import PoolSpec, check_pools, services
 from mist.price import PriceList
 from mist.roles import FIXED_ROLES, FixedRoles, Roles
 from mist.slo import SLO
+from mist.station_report import host_dollars, station_dollars
+from mist.walk import check_pipeline
 from mist.workload.traffic import Workload, class_names, class_priorities
 
 
@@ -47,11 +54,15 @@ class Scenario:
     handover: HandoverSpec = GLOBAL
     faults: Faults = NO_FAULTS
     roles: Roles = FIXED_ROLES
+    pipeline: Pipeline = CHAT
+    stations: Mapping[str, StationSpec] = dataclasses.field(default_factory=dict)
+    hosts: Mapping[str, HostSpec] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise InputError("seed", self.seed, "must not be negative")
         check_pools(self.pools, self.link)
+        check_pipeline(self.pipeline, services(self.pools), self.stations, self.hosts)
         self._check_dynamics()
         try:
             self.slo.check_classes(class_names(self.workload))
@@ -71,9 +82,10 @@ class Scenario:
                 why = "autoscaling, faults, role switching and layer-wise hand-over are not modelled for pipelines"
                 raise InputError(f"pools.{name}.pp", spec.pp, why, ["1"])
         replicas = {name: spec.replicas for name, spec in self.pools.items()}
+        paired = self._paired()
         scaled = any(isinstance(spec.autoscaler, Autoscale) for spec in self.pools.values())
         switching = not isinstance(self.roles, FixedRoles)
-        alike = len({(spec.hardware.name, spec.tp) for spec in self.pools.values()}) == 1 and not scaled
+        alike = len({(self.pools[name].hardware.name, self.pools[name].tp) for name in paired}) == 1 and not scaled
         fixed = {n: r for n, r in replicas.items() if isinstance(self.pools[n].autoscaler, Fixed) and not switching}
         for name, spec in self.pools.items():
             scaling = spec.autoscaler
@@ -81,11 +93,19 @@ class Scenario:
                 why = "without a limit in slo every request is within it: no effect"
                 raise InputError(f"pools.{name}.autoscaler", "slo_attainment", why)
         with at("roles"):
-            self.roles.check(alike, replicas)
+            if switching and len(paired) > 2:
+                raise InputError("", "switching", "is modelled for one prefill and one decode pool only", ["fixed"])
+            self.roles.check(alike, paired)
         with at("handover"):
-            check_handover(self.handover, replicas, not scaled and not switching)
+            check_handover(self.handover, paired, not scaled and not switching)
         with at("faults"):
             check_faults(self.faults, fixed, replicas)
+
+    def _paired(self) -> dict[str, int]:
+        """Replicas of the pools that hand over and take over; of any one pool where there are none."""
+        pairs = {name for pair in services(self.pools).items() if pair[1] for name in pair}
+        replicas = {name: spec.replicas for name, spec in self.pools.items() if name in pairs}
+        return replicas or {name: spec.replicas for name, spec in islice(self.pools.items(), 1)}
 
     @property
     def rate(self) -> float:
@@ -94,7 +114,9 @@ class Scenario:
 
     @property
     def dollars_per_hour(self) -> float:
-        return sum(spec.devices * self.price.of(spec.hardware.name) for spec in self.pools.values())
+        pools = sum(spec.devices * self.price.of(spec.hardware.name) for spec in self.pools.values())
+        stations = sum(station_dollars(spec, self.price) for spec in self.stations.values())
+        return pools + stations + sum(host_dollars(spec, self.price) for spec in self.hosts.values())
 
 
 @contextmanager

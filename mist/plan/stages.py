@@ -1,0 +1,263 @@
+"""Pipelines: what requests of one kind do, as a tree of stages in which some things are left to chance."""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mist.errors import InputError
+from mist.plan.draws import Chance
+from mist.plan.steps import Carries, Forking, Generating, Serving, Step, Steps
+from mist.plan.times import Times
+from mist.request import Stage
+from mist.workload.lengths import Lengths
+
+Kind = Literal["route", "embed", "retrieve", "rerank", "fetch_kv", "score", "process", "tool"]
+
+
+class Planned(Protocol):
+    """A stage of a pipeline."""
+
+    def unfold(self, place: str, chance: Chance) -> Steps:
+        """What one request does here."""
+
+    def inner(self) -> Mapping[str, Mapping[str, "Planned"]]:
+        """The stages inside this one by where they stand, "" for its own ``stages``."""
+
+
+def unfold(stages: Mapping[str, Planned], chance: Chance, within: str = "") -> Steps:
+    """The steps of one request through ``stages``, in the order of the map."""
+    steps: list[Step] = []
+    for name, stage in stages.items():
+        steps.extend(stage.unfold(f"{within}{name}", chance))
+    return tuple(steps)
+
+
+def everything(stages: Mapping[str, Planned], within: str = "stages") -> Iterator[tuple[str, Planned]]:
+    """Every stage, however deep, by its address."""
+    for name, stage in stages.items():
+        yield f"{within}.{name}", stage
+        for part, inner in stage.inner().items():
+            yield from everything(inner, ".".join(p for p in (within, name, part, "stages") if p))
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What every request does: its stages, one after another."""
+
+    stages: Mapping[str, Planned]
+
+    def __post_init__(self) -> None:
+        _check_stages(self.stages)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is one generation of the request's own answer and nothing else."""
+        return [s == Generate(pool=getattr(s, "pool", None)) for s in self.stages.values()] == [True]
+
+
+@dataclass(frozen=True)
+class Generate:
+    """A model writes ``output`` tokens (None: the request's own answer) after reading its prompt.
+
+    The prompt is the whole context so far, or one of its own of ``prompt`` tokens, with ``instruction`` tokens
+    behind it. What it wrote stays in the context of later stages if it ``keeps`` it. ``pool`` is the pool that
+    requests enter (of a prefill and a decode pool the former); None is the only one.
+    """
+
+    pool: str | None = None
+    output: Lengths | None = None
+    prompt: Lengths | None = None
+    instruction: int = 0
+    keeps: bool = True
+
+    def __post_init__(self) -> None:
+        _check_least("instruction", self.instruction, 0)
+
+    def unfold(self, place: str, chance: Chance) -> Steps:
+        output = None if self.output is None else chance.number(f"{place}.output", self.output)
+        prompt = None if self.prompt is None else chance.number(f"{place}.prompt", self.prompt)
+        return (Generating(place, self.pool, self.instruction, prompt, output, self.keeps),)
+
+    def inner(self) -> Mapping[str, Mapping[str, Planned]]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Serve:
+    """A visit to ``station`` with ``items`` things to work on, of ``tokens`` each (None: the whole context).
+
+    The context then grows by ``pieces`` of ``piece_tokens`` each: passages found, a tool's answer. ``time`` says how
+    long it takes at a station that has no model of its own.
+    """
+
+    kind: Kind
+    station: str
+    items: int = 1
+    tokens: Lengths | None = None
+    time: Times | None = None
+    pieces: int = 1
+    piece_tokens: Lengths | None = None
+
+    def __post_init__(self) -> None:
+        _check_least("items", self.items, 1)
+        _check_least("pieces", self.pieces, 0 if self.piece_tokens is not None else 1)
+        if self.pieces > 1 and self.piece_tokens is None:
+            raise InputError("pieces", self.pieces, "has no effect without piece_tokens")
+
+    def unfold(self, place: str, chance: Chance) -> Steps:
+        tokens = None if self.tokens is None else chance.number(f"{place}.tokens", self.tokens)
+        seconds = None if self.time is None else chance.seconds(f"{place}.time", self.time)
+        grown, added = self.piece_tokens, 0
+        if grown is not None:
+            added = sum(chance.number(f"{place}.pieces.{piece}", grown) for piece in range(self.pieces))
+        return (Serving(place, Stage(self.kind), self.station, self.items, tokens, seconds, added),)
+
+    def inner(self) -> Mapping[str, Mapping[str, Planned]]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """``stages`` over and over, as many ``rounds`` as are drawn."""
+
+    stages: Mapping[str, Planned]
+    rounds: Lengths
+
+    def __post_init__(self) -> None:
+        _check_stages(self.stages)
+
+    def unfold(self, place: str, chance: Chance) -> Steps:
+        rounds = range(chance.number(f"{place}.rounds", self.rounds))
+        return tuple(step for r in rounds for step in unfold(self.stages, chance, f"{place}.{r}."))
+
+    def inner(self) -> Mapping[str, Mapping[str, Planned]]:
+        return {"": self.stages}
+
+
+@dataclass(frozen=True)
+class Exactly:
+    """Always ``count`` rounds."""
+
+    count: int
+
+    def __post_init__(self) -> None:
+        _check_least("count", self.count, 1)
+
+    def draw(self, n: int, chance: np.random.Generator) -> NDArray[np.int64]:  # noqa: ARG002
+        return np.full(n, self.count, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Maybe:
+    """``stages`` with this ``probability``, else nothing."""
+
+    stages: Mapping[str, Planned]
+    probability: float
+
+    def __post_init__(self) -> None:
+        _check_stages(self.stages)
+        if not 0 <= self.probability <= 1:
+            raise InputError("probability", self.probability, "must lie in [0, 1]")
+
+    def unfold(self, place: str, chance: Chance) -> Steps:
+        taken = chance.share(f"{place}.taken") < self.probability
+        return unfold(self.stages, chance, f"{place}.") if taken else ()
+
+    def inner(self) -> Mapping[str, Mapping[str, Planned]]:
+        return {"": self.stages}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to go, taken in proportion to its ``weight``."""
+
+    stages: Mapping[str, Planned]
+    weight: float
+
+    def __post_init__(self) -> None:
+        _check_stages(self.stages)
+        if not self.weight > 0:
+            raise InputError("weight", self.weight, "must be positive")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several ways: a mix of pipelines, or of models."""
+
+    options: Mapping[str, Option]
+
+    def __post_init__(self) -> None:
+        if len(self.options) < 2:
+            raise InputError("options", len(self.options), "a choice needs at least two")
+
+    def unfold(self, place: str, chance: Chance) -> Steps:
+        ends = list(accumulate(option.weight for option in self.options.values()))
+        taken = bisect_right(ends, chance.share(f"{place}.taken") * ends[-1])
+        name = list(self.options)[min(taken, len(ends) - 1)]
+        return unfold(self.options[name].stages, chance, f"{place}.{name}.")
+
+    def inner(self) -> Mapping[str, Mapping[str, Planned]]:
+        return {f"options.{name}": option.stages for name, option in self.options.items()}
+
+
+@dataclass(frozen=True)
+class Path:
+    """One plan of a fork, in ``copies`` branches that draw each for itself."""
+
+    stages: Mapping[str, Planned]
+    copies: int = 1
+
+    def __post_init__(self) -> None:
+        _check_stages(self.stages)
+        _check_least("copies", self.copies, 1)
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Branches side by side, which all begin with the context so far.
+
+    The plan goes on when ``needs`` of them have ended (None: all, as a majority vote and a best-of-N need); the rest
+    run to their end, at their cost, unheard. Of those that ended, ``carries`` says whose tokens go on: those of *one*
+    drawn among them, of *all* one after another, or of *none*.
+    """
+
+    paths: Mapping[str, Path]
+    needs: int | None = None
+    carries: Carries = "one"
+
+    def __post_init__(self) -> None:
+        branches = sum(path.copies for path in self.paths.values())
+        if not branches:
+            raise InputError("paths", "(nothing)", "a fork needs at least one")
+        if self.needs is not None and not 1 <= self.needs <= branches:
+            raise InputError("needs", self.needs, f"the fork has {branches} branches")
+
+    def unfold(self, place: str, chance: Chance) -> Steps:
+        branches = tuple(
+            unfold(path.stages, chance, f"{place}.{name}.{copy}.")
+            for name, path in self.paths.items()
+            for copy in range(path.copies)
+        )
+        share = chance.share(f"{place}.winner") if self.carries == "one" else 0.0
+        return (Forking(place, branches, self.needs or len(branches), self.carries, share),)
+
+    def inner(self) -> Mapping[str, Mapping[str, Planned]]:
+        return {f"paths.{name}": path.stages for name, path in self.paths.items()}
+
+
+def _check_stages(stages: Mapping[str, Planned]) -> None:
+    if not stages:
+        raise InputError("stages", "(nothing)", "at least one stage is needed")
+
+
+def _check_least(field: str, value: int, least: int) -> None:
+    if value < least:
+        raise InputError(field, value, f"must be at least {least}")
+
+
+CHAT = Pipeline({"answer": Generate()})
