@@ -72,7 +72,7 @@ class Walk:
     def _generate(self, thread: Thread, step: Generating) -> None:
         query = thread.query
         generation = self._generation(thread, step)
-        if thread.join is None and thread.at - 1 == query.answering:
+        if thread.join is None and thread.at - 1 == query.answering and step.streams:
             query.answer = generation
         service = self._only if step.pool is None else self.services[step.pool]
         assert service is not None

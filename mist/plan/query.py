@@ -11,7 +11,7 @@ class Query(Request):
     """One user's question: the cursor's owner, never an engine's request itself.
 
     Its first token and its TPOT are those of the last generation outside all branches. Where there is none, as after
-    a vote, the answer arrives whole at the end.
+    a vote, or where it does not stream, the answer arrives whole at the end.
     """
 
     __slots__ = ("_whole", "answer", "answering", "generated", "prompted", "steps")

@@ -65,8 +65,9 @@ class Generate:
     """A model writes ``output`` tokens (None: the request's own answer) after reading its prompt.
 
     The prompt is the whole context so far, or one of its own of ``prompt`` tokens, with ``instruction`` tokens
-    behind it. What it wrote stays in the context of later stages if it ``keeps`` it. ``pool`` is the pool that
-    requests enter (of a prefill and a decode pool the former); None is the only one.
+    behind it. What it wrote stays in the context of later stages if it ``keeps`` it. If it is what the user reads, they
+    read along as it ``streams``, or see it whole when the plan has ended. ``pool`` is the pool that requests enter
+    (of a prefill and a decode pool the former); None is the only one.
     """
 
     pool: str | None = None
@@ -74,6 +75,7 @@ class Generate:
     prompt: Lengths | None = None
     instruction: int = 0
     keeps: bool = True
+    streams: bool = True
 
     def __post_init__(self) -> None:
         _check_least("instruction", self.instruction, 0)
@@ -81,7 +83,7 @@ class Generate:
     def unfold(self, place: str, chance: Chance) -> Steps:
         output = None if self.output is None else chance.number(f"{place}.output", self.output)
         prompt = None if self.prompt is None else chance.number(f"{place}.prompt", self.prompt)
-        return (Generating(place, self.pool, self.instruction, prompt, output, self.keeps),)
+        return (Generating(place, self.pool, self.instruction, prompt, output, self.keeps, self.streams),)
 
     def inner(self) -> Mapping[str, Mapping[str, Planned]]:
         return {}

@@ -16,6 +16,7 @@ class Generating(NamedTuple):
     prompt: int | None  # tokens of a prompt of its own
     output: int | None  # tokens; None is the request's own answer
     keeps: bool  # instruction and output stay in the context
+    streams: bool  # shown as it is written, if it is what the user reads
 
 
 class Serving(NamedTuple):
