@@ -94,7 +94,7 @@ class Walk:
         elif not step.keeps:  # what comes next in the context is something else
             content = Grown(content, thread.context, ("query", query.id, step.place))
         tokens = (thread.context if step.prompt is None else step.prompt) + step.instruction
-        output = query.output if step.output is None else step.output
+        output = query.asked if step.output is None else step.output
         generation = Generation(next(self._ids), now, tokens, output, query.priority, content, kind)
         generation.thread, generation.step = thread, step
         generation.visits = query.visits

@@ -14,7 +14,7 @@ class Query(Request):
     a vote, or where it does not stream, the answer arrives whole at the end.
     """
 
-    __slots__ = ("_whole", "answer", "answering", "generated", "prompted", "steps")
+    __slots__ = ("_whole", "answer", "answering", "asked", "generated", "prompted", "steps")
 
     def __init__(  # noqa: PLR0917
         self,
@@ -29,6 +29,7 @@ class Query(Request):
         self._whole = -1.0  # s
         self.answer: Request | None = None  # the generation that the user reads
         super().__init__(id, arrived, input, output, priority, content, kind)
+        self.asked = output  # tokens of its own answer, wherever the plan has it written
         self.steps: Steps = ()
         self.answering = -1  # which step that generation is
         self.prompted = 0  # tokens of all its generations' prompts
