@@ -76,7 +76,7 @@ def _choose(overrides: Sequence[Override]) -> tuple[Composition, list[Override],
                 if address[-1] == "model" and str(override.value).endswith(".json"):
                     cards[address] = override
                 else:
-                    chosen[slots[address]] = _choice(override, address[-1])
+                    chosen[slots[address]] = _choice(override, slots[address].partition("@")[0])
             rest = [override for override in rest if override not in here]
     return composition, rest, cards
 

@@ -14,13 +14,13 @@ from mist.faults import NO_FAULTS, Faults, NoFaults, check_faults
 from mist.fleet import Autoscale, Fixed
 from mist.handover import GLOBAL, HandoverSpec, check_handover
 from mist.network import LinkSpec
+from mist.places import check_pipeline
 from mist.plan.stages import CHAT, Pipeline
 from mist.pool import PoolSpec, check_pools, services
 from mist.price import PriceList
 from mist.roles import FIXED_ROLES, FixedRoles, Roles
 from mist.slo import SLO
 from mist.station_report import host_dollars, station_dollars
-from mist.walk import check_pipeline
 from mist.workload.traffic import Workload, class_names, class_priorities
 
 
@@ -62,10 +62,11 @@ class Scenario:
         if self.seed < 0:
             raise InputError("seed", self.seed, "must not be negative")
         check_pools(self.pools, self.link)
-        check_pipeline(self.pipeline, services(self.pools), self.stations, self.hosts)
+        names = class_names(self.workload)
+        check_pipeline(self.pipeline, services(self.pools), self.stations, self.hosts, names)
         self._check_dynamics()
         try:
-            self.slo.check_classes(class_names(self.workload))
+            self.slo.check_classes(names)
         except InputError as error:
             raise InputError(f"slo.{error.field}", error.value, error.why, error.choices) from None
         priorities = class_priorities(self.workload)

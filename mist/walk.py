@@ -1,17 +1,15 @@
 """Cursors that walk plans: every stage of a query to the client that serves it, and on."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
 from math import isfinite
 
-from mist.clients.host import HostSpec
-from mist.clients.station import EncoderStation, HostStation, Station, StationSpec, Task
-from mist.errors import InputError
+from mist.clients.station import Station, Task
 from mist.kernel import Kernel
 from mist.plan.draws import Draws
 from mist.plan.query import Generation, Grown, Join, Query, Thread
-from mist.plan.stages import Generate, Pipeline, Serve, everything, unfold
+from mist.plan.stages import Pipeline, unfold
 from mist.plan.steps import Forking, Generating, Serving
 from mist.request import Content, Visit
 from mist.service import Service
@@ -36,7 +34,7 @@ class Walk:
 
     def begin(self, query: Query) -> None:
         """A query is here, now."""
-        query.plan(unfold(self.pipeline.stages, self.draws.of(query.id)))
+        query.plan(unfold(self.pipeline.stages, self.draws.of(query.id, query.kind.name, query.input)))
         content = Grown(query.content, query.input, ("query", query.id))
         self._advance(Thread(query, query.steps, query.input, content))
 
@@ -155,54 +153,3 @@ class Walk:
             thread.context += sum(ended.context - join.base for ended in join.ended)
             thread.content = content
         self._advance(thread)
-
-
-def check_pipeline(
-    pipeline: Pipeline,
-    pools: Collection[str],
-    stations: Mapping[str, StationSpec],
-    hosts: Mapping[str, HostSpec],
-) -> None:
-    """InputError unless every stage has a place to go to (``pools`` are those that requests enter), and every place
-    a stage that goes there."""
-    unused = {f"pools.{name}": name for name in pools}
-    unused |= {f"stations.{name}": name for name in stations} | {f"hosts.{name}": name for name in hosts}
-    for address, stage in everything(pipeline.stages):
-        where = f"pipeline.{address}"
-        if isinstance(stage, Generate):
-            unused.pop(f"pools.{_pool_of(stage, where, pools)}", None)
-        elif isinstance(stage, Serve):
-            _check_visit(stage, where, stations)
-            unused.pop(f"stations.{stage.station}", None)
-    for name, spec in stations.items():
-        if isinstance(spec, HostStation):
-            if spec.host not in hosts:
-                raise InputError(f"stations.{name}.host", spec.host, "no such host", sorted(hosts))
-            unused.pop(f"hosts.{spec.host}", None)
-    for address, name in unused.items():
-        raise InputError(address, name, "has no effect: no stage of the pipeline leads there")
-
-
-def _pool_of(stage: Generate, where: str, pools: Collection[str]) -> str:
-    if stage.pool is None:
-        if len(pools) > 1:
-            raise InputError(f"{where}.pool", "(nothing)", "must be named where there are several", sorted(pools))
-        return next(iter(pools))
-    if stage.pool not in pools:
-        raise InputError(f"{where}.pool", stage.pool, "no such pool that requests enter", sorted(pools))
-    return stage.pool
-
-
-def _check_visit(stage: Serve, where: str, stations: Mapping[str, StationSpec]) -> None:
-    if stage.station not in stations:
-        why = "no such station in this cluster" if stations else "this cluster has no stations"
-        raise InputError(f"{where}.station", stage.station, why, sorted(stations))
-    spec = stations[stage.station]
-    if spec.timed and stage.time is None:
-        raise InputError(f"{where}.time", "(nothing)", f"{stage.station} takes as long as its visitors draw")
-    if not spec.timed and stage.time is not None:
-        raise InputError(f"{where}.time", type(stage.time).__name__, f"has no effect: {stage.station} has a model")
-    if stage.tokens is not None and not isinstance(spec, EncoderStation):
-        raise InputError(f"{where}.tokens", type(stage.tokens).__name__, "has no effect: only models read tokens")
-    if stage.items > 1 and spec.timed:
-        raise InputError(f"{where}.items", stage.items, "has no effect where the time is drawn")

@@ -29,16 +29,18 @@ class Draws:
             self._columns[place] = values
         return values
 
-    def of(self, request: int) -> "Chance":
-        """Those of one request; of any cycle, negative in warm-up."""
-        return Chance(self, request % self._requests)
+    def of(self, request: int, kind: str = "", tokens: int = 0) -> "Chance":
+        """Those of one request, by its number (of any cycle, negative in warm-up), class and prompt."""
+        return Chance(self, request % self._requests, kind, tokens)
 
 
 class Chance(NamedTuple):
-    """The draws of one request."""
+    """The draws of one request, and what else its plan may go by."""
 
     draws: Draws
     position: int  # in the cycle
+    kind: str = ""  # its class
+    tokens: int = 0  # of its prompt
 
     def number(self, place: str, lengths: Lengths) -> int:
         value: int = self.draws.column(place, lengths.draw)[self.position]

@@ -15,20 +15,9 @@ from mist.errors import InputError
 from mist.faults import GivenFaults, Outage
 from mist.memory.prefix import PrefixPool
 from mist.network import LinkSpec
+from mist.plan.branches import Choice, Exactly, Fork, Maybe, Option, Path, Repeat
 from mist.plan.draws import Draws
-from mist.plan.stages import (
-    Choice,
-    Exactly,
-    Fork,
-    Generate,
-    Maybe,
-    Option,
-    Path,
-    Pipeline,
-    Repeat,
-    Serve,
-    unfold,
-)  # fmt: skip
+from mist.plan.stages import Generate, Pipeline, Serve, unfold
 from mist.plan.steps import Forking, Generating, Serving
 from mist.plan.times import Constant, Exponential
 from mist.request import Stage
