@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from mist.build import build, plain
 from mist.clients.station import DrawnStation
 from mist.compose import compose
 from mist.errors import InputError
@@ -17,10 +18,12 @@ from mist.memory.prefix import PrefixPool
 from mist.network import LinkSpec
 from mist.plan.branches import Choice, Exactly, Fork, Maybe, Option, Path, Repeat
 from mist.plan.draws import Draws
+from mist.plan.routing import ByClass, ByLength, Way
 from mist.plan.stages import Generate, Pipeline, Serve, unfold
 from mist.plan.steps import Forking, Generating, Serving
 from mist.plan.times import Constant, Exponential
-from mist.request import Stage
+from mist.request import RequestClass, Stage
+from mist.scenario import Scenario
 from mist.simulate import simulate
 from mist.workload.lengths import Fixed, Geometric, Uniform
 
@@ -138,6 +141,23 @@ def test_a_rarer_escalation_escalates_nobody_new():
         for p in (0.1, 0.3, 1.0, 0.0)
     }
     assert taken[0.0] < taken[0.1] < taken[0.3] < taken[1.0] == set(range(500))
+
+
+def test_classes_and_lengths_go_their_own_ways(run):
+    kinds = (RequestClass("urgent"), RequestClass("batch"))
+    ways = {"urgent": Way({"t": tool(1.0)}), "batch": Way({"t": tool(2.0)})}
+    plan = {"kind": ByClass(ways), "length": ByLength(10, Way({"t": tool(0.0)}), Way({"t": tool(4.0)}))}
+    served = run(plan, [(0.0, tokens, 1) for tokens in (10, 10, 11, 11)], kinds=kinds)
+    assert served.column("finished").tolist() == [1.0, 2.0, 5.0, 6.0]
+
+
+def test_every_class_of_the_workload_needs_its_way(pool, make_scenario):
+    plan = Pipeline({"k": ByClass({"urgent": Way({"a": Generate()})})})
+    with pytest.raises(InputError, match=r"pipeline\.stages\.k\.classes = urgent: the workload has no classes"):
+        make_scenario(pool, pipeline=plan)
+    mix = build(Scenario, compose(["workload=two_class"])).workload
+    with pytest.raises(InputError, match=r"must name all classes.*interactive, batch"):
+        make_scenario(pool, mix, pipeline=plan)
 
 
 # models side by side
@@ -393,6 +413,8 @@ def test_several_models_must_be_named(pool, make_scenario):
 
 def test_every_pipeline_runs_from_the_command_line_and_adds_up(pipeline_name):
     config = compose([f"pipeline={pipeline_name}", "workload.requests=40", "workload.rate=0.05", "slo=none"])
+    data = plain(build(Scenario, config))
+    assert plain(build(Scenario, data)) == data
     result = simulate(config)
     assert result.verdict == "ok"
     assert result.window.requests.completed == 40
