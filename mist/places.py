@@ -2,8 +2,10 @@
 
 from collections.abc import Collection, Mapping
 
+from mist.clients.encoder_station import EncoderStation
 from mist.clients.host import HostSpec
-from mist.clients.station import EncoderStation, HostStation, StationSpec
+from mist.clients.station import StationSpec
+from mist.clients.work_station import HostStation
 from mist.errors import InputError
 from mist.plan.routing import ByClass
 from mist.plan.stages import Generate, Pipeline, Serve, everything

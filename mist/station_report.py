@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mist.clients.host import Host, HostSpec
-from mist.clients.station import EncoderStation, HostStation, Station, StationSpec
+from mist.clients.station import Station, StationSpec
 from mist.price import PriceList
 
 
@@ -39,17 +39,11 @@ class HostReport:
 def station_report(station: Station, price: PriceList, elapsed: float) -> StationReport:
     """``elapsed`` seconds of the run."""
     spec, busy = station.spec, station.busy_by_now / elapsed if elapsed else 0.0
-    service, place, devices = "drawn", "", 0
-    if isinstance(spec, EncoderStation):
-        service, devices = spec.model.name, spec.devices
-        place = f"{devices} x {spec.hardware.name}"
-    elif isinstance(spec, HostStation):
-        service, place = type(spec.work).__name__.lower(), spec.host
     return StationReport(
-        service=service,
-        place=place,
+        service=spec.service,
+        place=f"{spec.devices} x {spec.place}" if spec.devices else spec.place,
         servers=spec.servers,
-        devices=devices,
+        devices=spec.devices,
         tasks=station.tasks,
         batches=station.batches,
         mean_batch=station.tasks / station.batches if station.batches else 0.0,
@@ -75,7 +69,7 @@ def host_report(host: Host, price: PriceList, elapsed: float) -> HostReport:
 
 def station_dollars(spec: StationSpec, price: PriceList) -> float:
     """Per hour, of devices of its own."""
-    return spec.devices * price.of(spec.hardware.name) if isinstance(spec, EncoderStation) else 0.0
+    return spec.devices * price.of(spec.place) if spec.devices else 0.0
 
 
 def host_dollars(spec: HostSpec, price: PriceList) -> float:

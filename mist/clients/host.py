@@ -6,7 +6,7 @@ from functools import partial
 from math import inf
 from typing import Any
 
-from mist.errors import InputError
+from mist.errors import Infeasible, InputError
 from mist.hardware import HardwareSpec
 from mist.kernel import Kernel
 from mist.perf.work import Work
@@ -113,6 +113,15 @@ class Host:
         self.kernel, self.name, self.spec = kernel, name, spec
         self.cores = Shared(kernel, float(spec.cores))
         self.memory = Shared(kernel, spec.hardware.memory_bandwidth)
+        self.held = 0.0  # bytes in memory
+
+    def hold(self, size: float) -> None:
+        """Keep ``size`` bytes in memory, always; Infeasible, with the numbers, if they do not fit."""
+        self.held += size
+        memory = self.spec.hardware.memory
+        if self.held > memory:
+            have = f"{self.spec.hardware.name} has {memory / 1e9:.1f}"
+            raise Infeasible(f"host {self.name} is to keep {self.held / 1e9:.1f} GB in memory, {have}")
 
     def run(self, work: Work, cores: float, call: Callable[[], None]) -> None:
         """Call once ``work`` is done on at most so many ``cores``."""

@@ -9,15 +9,7 @@ from typing import NamedTuple, Protocol
 
 from mist.clients.host import Host
 from mist.errors import InputError
-from mist.hardware import HardwareSpec
 from mist.kernel import Kernel
-from mist.model import ModelSpec
-from mist.perf.base import PerfModel, Replica, StepShape
-from mist.perf.engine import EngineProfile
-from mist.perf.footprint import check_layout
-from mist.perf.power import LINEAR, LinearPower, joules
-from mist.perf.work import ServiceModel
-from mist.units import Seconds
 
 
 class Task(NamedTuple):
@@ -59,6 +51,18 @@ class StationSpec(Protocol):
     def timed(self) -> bool:
         """Whether the stages that visit say how long it takes."""
 
+    @property
+    def service(self) -> str:
+        """What it runs, in a word."""
+
+    @property
+    def place(self) -> str:
+        """The name of its hardware or of its host; nothing if that is somebody else's."""
+
+    @property
+    def devices(self) -> int:
+        """Devices of its own, all of the hardware that ``place`` names."""
+
     def server(self, kernel: Kernel, hosts: Mapping[str, Host]) -> Server:
         """What runs its batches."""
 
@@ -72,73 +76,19 @@ class DrawnStation:
     max_batch = 1
     max_wait = 0.0
     timed = True
+    service = "drawn"
+    place = ""
+    devices = 0
 
     def __post_init__(self) -> None:
-        _check(self.servers, 1, 0.0)
+        check_station(self.servers, 1, 0.0)
 
     def server(self, kernel: Kernel, hosts: Mapping[str, Host]) -> Server:  # noqa: ARG002
         return Drawn(kernel)
 
 
-@dataclass(frozen=True)
-class HostStation:
-    """Batches whose ``work`` runs on a ``host`` with whatever else runs there, each on at most ``cores`` of it."""
-
-    host: str
-    work: ServiceModel
-    servers: int | None = 1
-    cores: int = 1
-    max_batch: int = 1
-    max_wait: Seconds = 0.0
-
-    timed = False
-
-    def __post_init__(self) -> None:
-        _check(self.servers, self.max_batch, self.max_wait)
-        if self.cores < 1:
-            raise InputError("cores", self.cores, "must be at least 1")
-
-    def server(self, kernel: Kernel, hosts: Mapping[str, Host]) -> Server:  # noqa: ARG002
-        return OnHost(hosts[self.host], self.work, self.cores)
-
-
-@dataclass(frozen=True)
-class EncoderStation:
-    """A model that reads and does not write, an embedder, a reranker or a reward model, in ``servers`` replicas.
-
-    Each has ``tp`` devices of its own; a batch is one step over all its items' tokens. Texts longer than the model's
-    context are cut off, as servers of such models do.
-    """
-
-    model: ModelSpec
-    hardware: HardwareSpec
-    engine: EngineProfile
-    perf: PerfModel
-    power: LinearPower = LINEAR
-    tp: int = 1
-    servers: int = 1
-    max_batch: int = 32
-    max_wait: Seconds = 0.0
-
-    timed = False
-
-    def __post_init__(self) -> None:
-        _check(self.servers, self.max_batch, self.max_wait)
-        check_layout(self.replica)
-
-    @property
-    def replica(self) -> Replica:
-        return Replica(self.model, self.hardware, self.tp, self.engine)
-
-    @property
-    def devices(self) -> int:
-        return self.tp * self.servers
-
-    def server(self, kernel: Kernel, hosts: Mapping[str, Host]) -> Server:  # noqa: ARG002
-        return Encoder(kernel, self)
-
-
-def _check(servers: int | None, max_batch: int, max_wait: float) -> None:
+def check_station(servers: int | None, max_batch: int, max_wait: float) -> None:
+    """InputError where they make no station."""
     if servers is not None and servers < 1:
         raise InputError("servers", servers, "must be at least 1, or null for as many as it takes")
     if max_batch < 1:
@@ -163,42 +113,6 @@ class Drawn:
 
     def joules(self, elapsed: float) -> float:  # noqa: ARG002
         return 0.0
-
-
-class OnHost:
-    """Runs batches on a shared host, whose energy is the host's."""
-
-    def __init__(self, host: Host, model: ServiceModel, cores: int) -> None:
-        self.host, self.model, self.cores = host, model, cores
-
-    def run(self, batch: list[Task], call: Callable[[], None]) -> None:
-        self.host.run(self.model.work(sum(task.items for task in batch)), self.cores, call)
-
-    def joules(self, elapsed: float) -> float:  # noqa: ARG002
-        return 0.0
-
-
-class Encoder:
-    """Runs a batch in one step of a model on devices of its own."""
-
-    def __init__(self, kernel: Kernel, spec: EncoderStation) -> None:
-        self.kernel, self.spec = kernel, spec
-        self.steps = spec.perf.of(spec.replica)
-        efficiency = [getattr(spec.perf, f"{name}_efficiency", 1.0) for name in ("matmul", "bandwidth")]
-        self._load = spec.power.of(spec.replica, *efficiency)
-        self.load = self.busy = 0.0  # s, of all servers
-
-    def run(self, batch: list[Task], call: Callable[[], None]) -> None:
-        longest = self.spec.model.context
-        shape = StepShape(0, 0, tuple((min(t.tokens, longest), 0) for t in batch for _ in range(t.items)))
-        time = self.steps.step_time(shape)
-        self.load += self._load.step(shape)
-        self.busy += time
-        self.kernel.after(time, call)
-
-    def joules(self, elapsed: float) -> float:
-        hardware, tp = self.spec.hardware, self.spec.tp
-        return joules(hardware, tp, elapsed * self.spec.servers, self.load, self.busy)
 
 
 class Station:

@@ -9,11 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mist.build import build
+from mist.clients.encoder_station import EncoderStation
 from mist.clients.host import Host, HostSpec
-from mist.clients.station import DrawnStation, EncoderStation, HostStation, Station, Task
-from mist.errors import InputError
+from mist.clients.station import DrawnStation, Station, Task
+from mist.clients.work_station import DeviceStation, HostStation
+from mist.errors import Infeasible, InputError
+from mist.hardware import HardwareSpec
 from mist.kernel import Kernel
-from mist.perf.work import PerQuery
+from mist.model import ModelSpec
+from mist.perf.work import PerQuery, Work
 
 N = 12_000  # visits of one run
 SEEDS = range(16)
@@ -192,6 +196,38 @@ def test_a_better_device_or_a_smaller_model_is_faster(embedder, sheet, field):
     })  # fmt: skip
     load = [(0.0, 0.0)] * 20
     assert visit(other, load)[-1, 2] < visit(embedder, load)[-1, 2]
+
+
+@dataclass(frozen=True)
+class Flat:
+    """An index that fills ``memory_bytes``, on a device whose searches take a second."""
+
+    hardware: object = None
+    memory_bytes: float = 0.0
+
+    def work(self, queries):
+        return Work(0.0, 0.0, 1.0 * queries)
+
+
+def test_a_device_of_its_own_is_shared_with_nobody_and_paid_at_full_power_while_busy(sheet):
+    device = build(HardwareSpec, sheet("hardware", "l4"))
+    spec = DeviceStation(Flat(device), servers=2, max_batch=2)
+    assert visit(spec, [(0.0, 0.0)] * 5)[:, 2] == pytest.approx([2, 2, 2, 2, 3])
+    server = spec.server(Kernel(), {})
+    server.run([Task(1, 3, 0.0, 0.0, print)], lambda: None)
+    assert server.joules(10.0) == pytest.approx(2 * 10 * device.idle_power + 3 * (device.power - device.idle_power))
+    assert (spec.devices, spec.place) == (2, "l4")
+
+
+def test_what_does_not_fit_memory_is_infeasible_with_the_numbers(cpu, embedder, sheet):
+    kernel = Kernel()
+    hosts = cpu(kernel)
+    HostStation("cpu", Flat(memory_bytes=400e9)).server(kernel, hosts)
+    with pytest.raises(Infeasible, match=r"host cpu is to keep 600\.0 GB in memory, sapphire-rapids has 512\.0"):
+        HostStation("cpu", Flat(memory_bytes=200e9)).server(kernel, hosts)
+    large = build(ModelSpec, sheet("model", "llama-3.1-70b"))
+    with pytest.raises(Infeasible, match=r"llama-3\.1-70b needs 141\.\d GB of weights on each l4"):
+        replace(embedder, model=large).server(kernel, {})
 
 
 @pytest.mark.parametrize(
