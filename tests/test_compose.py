@@ -233,6 +233,13 @@ class TestSearchPath:
         for choice in groups()[group]:
             assert compose([f"cluster={cluster}", f"{group}={choice}"])["pools"]
 
+    def test_a_choice_is_known_by_its_group_wherever_it_is_made(self) -> None:
+        config = compose(["pipeline=mix", "pipeline.stages.kind.options.chat=rag"])
+        options = config["pipeline"]["stages"]["kind"]["options"]
+        assert options["chat"]["stages"] == options["rag"]["stages"]
+        with pytest.raises(InputError, match=r"options\.chat = rags: no such choice; did you mean rag"):
+            compose(["pipeline=mix", "pipeline.stages.kind.options.chat=rags"])
+
     def test_a_sweep_of_the_user_comes_before_a_packaged_one(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -17,6 +17,7 @@ from mist.faults import GivenFaults, Outage
 from mist.memory.prefix import PrefixPool
 from mist.network import LinkSpec
 from mist.plan.branches import Choice, Exactly, Fork, Maybe, Option, Path, Repeat
+from mist.plan.demand import demand
 from mist.plan.draws import Draws
 from mist.plan.routing import ByClass, ByLength, Way
 from mist.plan.stages import Generate, Pipeline, Serve, unfold
@@ -26,6 +27,7 @@ from mist.request import RequestClass, Stage
 from mist.scenario import Scenario
 from mist.simulate import simulate
 from mist.workload.lengths import Fixed, Geometric, Uniform
+from mist.workload.traffic import Traffic
 
 LINK = LinkSpec("wire", 1e9, 1e-4)
 
@@ -351,6 +353,23 @@ def test_whatever_the_plan_everybody_ends_and_nothing_is_left_or_made_up(
             assert (query.prompted, query.generated) == read(steps, query.input, load[query.id][2])[1:]
         least = sum(step.seconds for step in steps if isinstance(step, Serving))
         assert query.finished - query.arrived >= least * (1 - 1e-9)
+
+
+def test_the_demand_foreseen_is_the_demand_served(run, pool):
+    plan = {
+        "r": Repeat({"x": Generate("a", output=Fixed(8)), "t": tool(0.1, piece_tokens=Uniform(1, 9))}, Uniform(1, 3)),
+        "f": Fork({"p": Path({"y": Generate("b", output=Geometric(9), instruction=3)}, 2)}, carries="all"),
+        "answer": Generate("a"),
+    }
+    n, draw = 150, np.random.default_rng(0)
+    inputs, outputs = draw.integers(1, 50, n), draw.integers(1, 20, n)
+    served = run(plan, list(zip(range(n), inputs.tolist(), outputs.tolist(), strict=True)), {"a": pool, "b": pool})
+    traffic = Traffic(np.arange(n, dtype=float), inputs, outputs)
+    loads = demand(Pipeline(plan), traffic, 0, {"a": None, "b": None})
+    for name, column in (("prompt", "prompted"), ("answer", "generated")):
+        foreseen = sum(load.generations * getattr(load, name) for load in loads.values())
+        assert foreseen == pytest.approx(np.mean(served.column(column)))
+    assert loads["b"].generations == 2
 
 
 # what cannot be
