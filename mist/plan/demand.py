@@ -25,6 +25,7 @@ def demand(pipeline: Pipeline, traffic: Traffic, seed: int, pools: Mapping[str, 
 
     Of a fork, the drawn winner goes on among all branches, waited for or not.
     """
+    sums: dict[str | None, list[float]]
     if pipeline.plain:
         sums = {None: [1.0, float(traffic.inputs.mean()), float(traffic.outputs.mean())]}
     else:
@@ -59,10 +60,8 @@ def _add(steps: Steps, context: int, asked: int, sums: Mapping[str | None, list[
             context += (answer + (step.instruction if step.prompt is None else 0)) * step.keeps
         elif isinstance(step, Forking):
             ends = [_add(branch, context, asked, sums) for branch in step.branches]
-            winner = ends[step.winner(len(ends))]
-            context = {"one": winner, "all": context + sum(end - context for end in ends), "none": context}[
-                step.carries
-            ]
+            together = context + sum(end - context for end in ends)
+            context = {"one": ends[step.winner(len(ends))], "all": together, "none": context}[step.carries]
         else:
             context += step.added
     return context
