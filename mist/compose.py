@@ -60,12 +60,13 @@ def _refuse_repeats(overrides: Iterable[Override]) -> None:
 def _choose(overrides: Sequence[Override]) -> tuple[Composition, list[Override], dict[Address, Override]]:
     """The composition after every choice, the overrides that are no choices, and the models given as a file.
 
-    The cluster goes first because it lays out the places; a choice may open further places.
+    The cluster goes first because it lays out the places, and the pipeline next because it may bring its own; a choice
+    may open further places.
     """
     now, chosen, rest = stamp(), dict[str, str](), list(overrides)
     cards: dict[Address, Override] = {}
-    clusters = [override for override in rest if override.address == ("cluster",)]
-    for batch in (clusters, rest):
+    clusters, pipelines = ([o for o in rest if o.address == (name,)] for name in ("cluster", "pipeline"))
+    for batch in (clusters, pipelines, rest):
         while True:
             composition = composed(tuple(sorted(chosen.items())), now)
             slots = composition.slots
