@@ -7,7 +7,7 @@ from mist.clients.station import Station, StationSpec
 from mist.faults import NO_FAULTS, Faults
 from mist.handover import GLOBAL, HandoverSpec
 from mist.kernel import Kernel
-from mist.network import LinkSpec
+from mist.network import Link, LinkSpec
 from mist.plan.draws import Draws
 from mist.plan.query import Generation, Query
 from mist.plan.stages import CHAT, Generate, Pipeline
@@ -39,12 +39,14 @@ class Cluster:
         pipeline: Pipeline = CHAT,
         stations: Mapping[str, StationSpec] | None = None,
         hosts: Mapping[str, HostSpec] | None = None,
+        links: Mapping[str, LinkSpec] | None = None,
         cycle: int = 1,
     ) -> None:
         self.kernel = kernel
         self.pools = {name: Pool(name, spec) for name, spec in pools.items()}
         self.hosts = {name: Host(kernel, name, spec) for name, spec in (hosts or {}).items()}
         self.stations = {name: Station(kernel, name, spec, self.hosts) for name, spec in (stations or {}).items()}
+        self.links = {name: Link(kernel, spec) for name, spec in (links or {}).items()}
         self.arrived = self.completed = self.refused = self.lost = 0
         self.services = {
             name: Service(
@@ -62,7 +64,8 @@ class Cluster:
             for name, sink in (services(pools) if pools else {}).items()
         }
         self._direct = self._service(pipeline)
-        self._walk = Walk(kernel, pipeline, Draws(seed, cycle), self.services, self.stations, self._answered)
+        places = self.services, self.stations, self.links
+        self._walk = Walk(kernel, pipeline, Draws(seed, cycle), *places, self._answered)
 
     def _service(self, pipeline: Pipeline) -> Service | None:
         """The service of a plain pipeline's requests; None for any other pipeline."""

@@ -8,14 +8,15 @@ from mist.clients.station import StationSpec
 from mist.clients.work_station import HostStation
 from mist.errors import InputError
 from mist.plan.routing import ByClass
-from mist.plan.stages import Generate, Pipeline, Serve, everything
+from mist.plan.stages import Generate, Pipeline, Serve, Transfer, everything
 
 
-def check_pipeline(
+def check_pipeline(  # noqa: PLR0917
     pipeline: Pipeline,
     pools: Collection[str],
     stations: Mapping[str, StationSpec],
     hosts: Mapping[str, HostSpec],
+    links: Collection[str],
     classes: tuple[str, ...],
 ) -> None:
     """InputError unless every stage has a place to go to, and every place a stage that goes there.
@@ -23,6 +24,7 @@ def check_pipeline(
     ``pools`` are those that requests enter, ``classes`` those of the workload.
     """
     unused = {f"pools.{name}": name for name in pools}
+    unused |= {f"links.{name}": name for name in links}
     unused |= {f"stations.{name}": name for name in stations} | {f"hosts.{name}": name for name in hosts}
     for address, stage in everything(pipeline.stages):
         where = f"pipeline.{address}"
@@ -31,6 +33,10 @@ def check_pipeline(
         elif isinstance(stage, Serve):
             _check_visit(stage, where, stations)
             unused.pop(f"stations.{stage.station}", None)
+        elif isinstance(stage, Transfer):
+            if stage.link not in links:
+                raise InputError(f"{where}.link", stage.link, "no such link in this cluster", sorted(links))
+            unused.pop(f"links.{stage.link}", None)
         elif isinstance(stage, ByClass):
             stage.check(where, classes)
     for name, spec in stations.items():

@@ -20,6 +20,7 @@ class Stage(StrEnum):
     SCORE = "score"  # a reward model's or a judge's verdict
     PROCESS = "process"  # anything else on a CPU: tokenising, parsing, a guardrail
     TOOL = "tool"  # an outside call
+    TRANSFER = "transfer"  # bytes over a link
 
 
 class Content(Protocol):

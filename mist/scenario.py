@@ -57,13 +57,14 @@ class Scenario:
     pipeline: Pipeline = CHAT
     stations: Mapping[str, StationSpec] = dataclasses.field(default_factory=dict)
     hosts: Mapping[str, HostSpec] = dataclasses.field(default_factory=dict)
+    links: Mapping[str, LinkSpec] = dataclasses.field(default_factory=dict)  # that stages of the pipeline use
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise InputError("seed", self.seed, "must not be negative")
         check_pools(self.pools, self.link)
         names = class_names(self.workload)
-        check_pipeline(self.pipeline, services(self.pools), self.stations, self.hosts, names)
+        check_pipeline(self.pipeline, services(self.pools), self.stations, self.hosts, self.links, names)
         self._check_dynamics()
         try:
             self.slo.check_classes(names)

@@ -107,6 +107,7 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
             pipeline=scenario.pipeline,
             stations=scenario.stations,
             hosts=scenario.hosts,
+            links=scenario.links,
             cycle=len(traffic),
         )
     except Infeasible as why:

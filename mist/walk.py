@@ -7,11 +7,12 @@ from math import isfinite
 
 from mist.clients.station import Station, Task
 from mist.kernel import Kernel
+from mist.network import Link
 from mist.plan.draws import Draws
 from mist.plan.query import Generation, Grown, Join, Query, Thread
 from mist.plan.stages import Pipeline, unfold
-from mist.plan.steps import Forking, Generating, Serving
-from mist.request import Content, Visit
+from mist.plan.steps import Forking, Generating, Sending, Serving
+from mist.request import Content, Stage, Visit
 from mist.service import Service
 
 
@@ -25,10 +26,11 @@ class Walk:
         draws: Draws,
         services: Mapping[str, Service],
         stations: Mapping[str, Station],
+        links: Mapping[str, Link],
         ended: Callable[[Query], None],
     ) -> None:
         self.kernel, self.pipeline, self.draws = kernel, pipeline, draws
-        self.services, self.stations, self.ended = services, stations, ended
+        self.services, self.stations, self.links, self.ended = services, stations, links, ended
         self._ids = count()  # of generations
         self._only = next(iter(services.values()), None)
 
@@ -54,6 +56,9 @@ class Walk:
             self._serve(thread, step)
         elif type(step) is Forking:
             self._fork(thread, step)
+        elif type(step) is Sending:
+            size = step.size + step.per_token * thread.context
+            self.links[step.link].send(size, self._sent, thread, step, self.kernel.now)
 
     def _end(self, thread: Thread) -> None:
         if thread.join is not None:
@@ -115,7 +120,7 @@ class Walk:
             thread.context += generation.output + step.instruction if step.prompt is None else generation.output
         self._advance(thread)
 
-    # stations
+    # stations and links
 
     def _serve(self, thread: Thread, step: Serving) -> None:
         tokens = thread.context if step.tokens is None else step.tokens
@@ -125,6 +130,10 @@ class Walk:
     def _served(self, thread: Thread, step: Serving, task: Task, started: float) -> None:
         thread.query.visits.append(Visit(step.kind, step.station, task.queued, started, self.kernel.now))
         thread.context += step.added
+        self._advance(thread)
+
+    def _sent(self, thread: Thread, step: Sending, began: float) -> None:
+        thread.query.visits.append(Visit(Stage.TRANSFER, step.link, began, began, self.kernel.now))
         self._advance(thread)
 
     # forks

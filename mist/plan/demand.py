@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mist.plan.draws import Draws
 from mist.plan.stages import Pipeline, unfold
-from mist.plan.steps import Forking, Generating, Steps
+from mist.plan.steps import Forking, Generating, Serving, Steps
 from mist.workload.traffic import Traffic
 
 SAMPLE = 200  # requests, spread over the cycle
@@ -62,6 +62,6 @@ def _add(steps: Steps, context: int, asked: int, sums: Mapping[str | None, list[
             ends = [_add(branch, context, asked, sums) for branch in step.branches]
             together = context + sum(end - context for end in ends)
             context = {"one": ends[step.winner(len(ends))], "all": together, "none": context}[step.carries]
-        else:
+        elif isinstance(step, Serving):
             context += step.added
     return context

@@ -6,9 +6,10 @@ from typing import Literal, Protocol
 
 from mist.errors import InputError
 from mist.plan.draws import Chance
-from mist.plan.steps import Generating, Serving, Step, Steps
+from mist.plan.steps import Generating, Sending, Serving, Step, Steps
 from mist.plan.times import Times
 from mist.request import Stage
+from mist.units import Bytes
 from mist.workload.lengths import Lengths
 
 Kind = Literal["route", "embed", "retrieve", "rerank", "fetch_kv", "score", "process", "tool"]
@@ -113,6 +114,29 @@ class Serve:
         if grown is not None:
             added = sum(chance.number(f"{place}.pieces.{piece}", grown) for piece in range(self.pieces))
         return (Serving(place, Stage(self.kind), self.station, self.items, tokens, seconds, added),)
+
+    def inner(self) -> Mapping[str, Mapping[str, Planned]]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Bytes over one of the cluster's ``links``, shared with whatever else is on it.
+
+    ``size``, and ``per_token`` for each token of the context.
+    """
+
+    link: str
+    size: Bytes = 0.0
+    per_token: Bytes = 0.0
+
+    def __post_init__(self) -> None:
+        for field in ("size", "per_token"):
+            if getattr(self, field) < 0:
+                raise InputError(field, getattr(self, field), "must not be negative")
+
+    def unfold(self, place: str, chance: Chance) -> Steps:  # noqa: ARG002
+        return (Sending(place, self.link, self.size, self.per_token),)
 
     def inner(self) -> Mapping[str, Mapping[str, Planned]]:
         return {}

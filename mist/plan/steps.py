@@ -31,6 +31,15 @@ class Serving(NamedTuple):
     added: int  # tokens by which the context grows
 
 
+class Sending(NamedTuple):
+    """Bytes over a link."""
+
+    place: str
+    link: str
+    size: float  # bytes
+    per_token: float  # further bytes for each token of the context
+
+
 class Forking(NamedTuple):
     """Branches side by side; the plan goes on when ``needs`` of them have ended."""
 
@@ -45,7 +54,7 @@ class Forking(NamedTuple):
         return int(self.share * ended)
 
 
-Step = Generating | Serving | Forking
+Step = Generating | Serving | Sending | Forking
 Steps = tuple[Step, ...]
 
 

@@ -20,8 +20,8 @@ from mist.plan.branches import Choice, Exactly, Fork, Maybe, Option, Path, Repea
 from mist.plan.demand import demand
 from mist.plan.draws import Draws
 from mist.plan.routing import ByClass, ByLength, Way
-from mist.plan.stages import Generate, Pipeline, Serve, unfold
-from mist.plan.steps import Forking, Generating, Serving
+from mist.plan.stages import Generate, Pipeline, Serve, Transfer, unfold
+from mist.plan.steps import Forking, Generating, Sending, Serving
 from mist.plan.times import Constant, Exponential
 from mist.request import RequestClass, Stage
 from mist.scenario import Scenario
@@ -188,6 +188,17 @@ def test_prefill_and_decode_pairs_stand_beside_pools_that_do_both(run, pool):
     assert kinds == [*there, ("prefill", "both/0"), ("decode", "both/0"), *here]
 
 
+# links
+
+
+def test_transfers_share_their_link_and_carry_the_context(run):
+    plan = {"t": tool(1.0, piece_tokens=Fixed(10)), "send": Transfer("wire", 100.0, 5.0)}
+    served = run(plan, [(0.0, 30, 1), (0.0, 30, 1)], links={"wire": LinkSpec("x", 150.0, 0.25)})
+    assert served.column("finished") == pytest.approx([1 + 2 * 300 / 150 + 0.25] * 2)
+    (_, visit), _ = (query.visits for query in served.requests)
+    assert (visit.stage, visit.place, visit.queued, visit.started) == (Stage.TRANSFER, "wire", 1.0, 1.0)
+
+
 # prefix caches
 
 
@@ -241,6 +252,7 @@ LEAVES = st.one_of(
         keeps=st.booleans(),
         streams=st.booleans(),
     ),
+    st.builds(Transfer, link=st.just("wire"), size=st.sampled_from((0.0, 1e6)), per_token=st.sampled_from((0.0, 1e4))),
     st.builds(
         Serve,
         kind=st.sampled_from(("tool", "retrieve", "process")),
@@ -277,7 +289,8 @@ def visited(steps):
             for branch in step.branches:
                 seen += visited(branch)
         else:
-            seen[step.kind if isinstance(step, Serving) else Stage.PREFILL] += 1
+            kinds = {Generating: Stage.PREFILL, Sending: Stage.TRANSFER}
+            seen[kinds[type(step)] if type(step) in kinds else step.kind] += 1
     return seen
 
 
@@ -296,7 +309,7 @@ def read(steps, context, answer):
             prompted, generated = prompted + prompt, generated + written
             if step.keeps:
                 context += written + (step.instruction if step.prompt is None else 0)
-        else:
+        elif isinstance(step, Forking):
             ends, prompts, writes = zip(*(read(branch, context, answer) for branch in step.branches), strict=True)
             prompted, generated = prompted + sum(prompts), generated + sum(writes)
             one = ends[int(step.share * len(ends))]
@@ -329,7 +342,7 @@ def test_whatever_the_plan_everybody_ends_and_nothing_is_left_or_made_up(
         np.cumsum(draw.exponential(0.03, 12)), draw.integers(1, 60, 12), draw.integers(1, 20, 12), strict=True
     )]  # fmt: skip
     options = {
-        "pipeline": Pipeline(plan), "cycle": 8, "seed": seed,
+        "pipeline": Pipeline(plan), "cycle": 8, "seed": seed, "links": {"wire": LinkSpec("wire", 1e8, 1e-4)},
         "stations": {"tools": DrawnStation(None), "other": DrawnStation(2)},
     }  # fmt: skip
     one, two = (drive(pools, load, LINK, **options) for _ in range(2))
@@ -403,6 +416,8 @@ def test_what_makes_no_plan_is_refused_by_name(make, told):
             {"pipeline": Pipeline({"a": Serve("tool", "x"), "b": Generate()})},
             r"stages\.a\.station = x: this cluster has",
         ),
+        ({"pipeline": Pipeline({"a": Transfer("x"), "b": Generate()})}, r"stages\.a\.link = x: no such link"),
+        ({"links": {"x": LINK}}, r"links\.x = x: has no effect"),
         ({"pipeline": Pipeline({"b": Generate("big")})}, r"pipeline\.stages\.b\.pool = big.*llm"),
         ({"stations": {"t": DrawnStation()}}, r"stations\.t = t: has no effect"),
         (
