@@ -9,9 +9,7 @@ import numpy as np
 from mist.plan.query import Query
 from mist.request import Request, Stage, Visit
 
-TRANSFERS = frozenset(
-    {Stage.HANDOVER, Stage.TRANSFER}
-)  # between their start and their end nothing is computed, bytes are sent
+TRANSFERS = frozenset({Stage.HANDOVER, Stage.TRANSFER})  # from their start to their end bytes are sent
 
 
 @dataclass(frozen=True)

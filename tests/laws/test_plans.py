@@ -289,8 +289,8 @@ def visited(steps):
             for branch in step.branches:
                 seen += visited(branch)
         else:
-            kinds = {Generating: Stage.PREFILL, Sending: Stage.TRANSFER}
-            seen[kinds[type(step)] if type(step) in kinds else step.kind] += 1
+            known = {Generating: Stage.PREFILL, Sending: Stage.TRANSFER}.get(type(step))
+            seen[known or step.kind] += 1
     return seen
 
 
