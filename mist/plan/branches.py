@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mist.errors import InputError
 from mist.plan.draws import Chance
-from mist.plan.stages import Planned, check_least, check_stages, unfold
+from mist.plan.stages import PipelineStage, check_least, check_stages, unfold
 from mist.plan.steps import Carries, Forking, Steps
 from mist.workload.lengths import Lengths
 
@@ -19,7 +19,7 @@ from mist.workload.lengths import Lengths
 class Repeat:
     """``stages`` over and over, as many ``rounds`` as are drawn."""
 
-    stages: Mapping[str, Planned]
+    stages: Mapping[str, PipelineStage]
     rounds: Lengths
 
     def __post_init__(self) -> None:
@@ -29,7 +29,7 @@ class Repeat:
         rounds = range(chance.number(f"{place}.rounds", self.rounds))
         return tuple(step for r in rounds for step in unfold(self.stages, chance, f"{place}.{r}."))
 
-    def inner(self) -> Mapping[str, Mapping[str, Planned]]:
+    def inner(self) -> Mapping[str, Mapping[str, PipelineStage]]:
         return {"": self.stages}
 
 
@@ -50,7 +50,7 @@ class Exactly:
 class Maybe:
     """``stages`` with this ``probability``, else nothing."""
 
-    stages: Mapping[str, Planned]
+    stages: Mapping[str, PipelineStage]
     probability: float
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class Maybe:
         taken = chance.share(f"{place}.taken") < self.probability
         return unfold(self.stages, chance, f"{place}.") if taken else ()
 
-    def inner(self) -> Mapping[str, Mapping[str, Planned]]:
+    def inner(self) -> Mapping[str, Mapping[str, PipelineStage]]:
         return {"": self.stages}
 
 
@@ -70,7 +70,7 @@ class Maybe:
 class Option:
     """One way to go, taken in proportion to its ``weight``."""
 
-    stages: Mapping[str, Planned]
+    stages: Mapping[str, PipelineStage]
     weight: float
 
     def __post_init__(self) -> None:
@@ -95,7 +95,7 @@ class Choice:
         name = list(self.options)[min(taken, len(ends) - 1)]
         return unfold(self.options[name].stages, chance, f"{place}.{name}.")
 
-    def inner(self) -> Mapping[str, Mapping[str, Planned]]:
+    def inner(self) -> Mapping[str, Mapping[str, PipelineStage]]:
         return {f"options.{name}": option.stages for name, option in self.options.items()}
 
 
@@ -103,7 +103,7 @@ class Choice:
 class Path:
     """One plan of a fork, in ``copies`` branches that draw each for itself."""
 
-    stages: Mapping[str, Planned]
+    stages: Mapping[str, PipelineStage]
     copies: int = 1
 
     def __post_init__(self) -> None:
@@ -140,5 +140,5 @@ class Fork:
         share = chance.share(f"{place}.winner") if self.carries == "one" else 0.0
         return (Forking(place, branches, self.needs or len(branches), self.carries, share),)
 
-    def inner(self) -> Mapping[str, Mapping[str, Planned]]:
+    def inner(self) -> Mapping[str, Mapping[str, PipelineStage]]:
         return {f"paths.{name}": path.stages for name, path in self.paths.items()}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mist.errors import InputError
 from mist.plan.draws import Chance
-from mist.plan.stages import Planned, check_least, check_stages, unfold
+from mist.plan.stages import PipelineStage, check_least, check_stages, unfold
 from mist.plan.steps import Steps
 
 
@@ -13,7 +13,7 @@ from mist.plan.steps import Steps
 class Way:
     """What the requests that come this way do."""
 
-    stages: Mapping[str, Planned]
+    stages: Mapping[str, PipelineStage]
 
     def __post_init__(self) -> None:
         check_stages(self.stages)
@@ -28,7 +28,7 @@ class ByClass:
     def unfold(self, place: str, chance: Chance) -> Steps:
         return unfold(self.classes[chance.kind].stages, chance, f"{place}.{chance.kind}.")
 
-    def inner(self) -> Mapping[str, Mapping[str, Planned]]:
+    def inner(self) -> Mapping[str, Mapping[str, PipelineStage]]:
         return {f"classes.{name}": way.stages for name, way in self.classes.items()}
 
     def check(self, where: str, names: tuple[str, ...]) -> None:
@@ -53,5 +53,5 @@ class ByLength:
         name, way = ("short", self.short) if chance.tokens <= self.limit else ("long", self.long)
         return unfold(way.stages, chance, f"{place}.{name}.")
 
-    def inner(self) -> Mapping[str, Mapping[str, Planned]]:
+    def inner(self) -> Mapping[str, Mapping[str, PipelineStage]]:
         return {"short": self.short.stages, "long": self.long.stages}

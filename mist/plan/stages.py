@@ -15,17 +15,17 @@ from mist.workload.lengths import Lengths
 Kind = Literal["route", "embed", "retrieve", "rerank", "fetch_kv", "score", "process", "tool"]
 
 
-class Planned(Protocol):
+class PipelineStage(Protocol):
     """A stage of a pipeline."""
 
     def unfold(self, place: str, chance: Chance) -> Steps:
         """What one request does here."""
 
-    def inner(self) -> Mapping[str, Mapping[str, "Planned"]]:
+    def inner(self) -> Mapping[str, Mapping[str, "PipelineStage"]]:
         """The stages inside this one by where they stand, "" for its own ``stages``."""
 
 
-def unfold(stages: Mapping[str, Planned], chance: Chance, within: str = "") -> Steps:
+def unfold(stages: Mapping[str, PipelineStage], chance: Chance, within: str = "") -> Steps:
     """The steps of one request through ``stages``, in the order of the map."""
     steps: list[Step] = []
     for name, stage in stages.items():
@@ -33,7 +33,7 @@ def unfold(stages: Mapping[str, Planned], chance: Chance, within: str = "") -> S
     return tuple(steps)
 
 
-def everything(stages: Mapping[str, Planned], within: str = "stages") -> Iterator[tuple[str, Planned]]:
+def everything(stages: Mapping[str, PipelineStage], within: str = "stages") -> Iterator[tuple[str, PipelineStage]]:
     """Every stage, however deep, by its address."""
     for name, stage in stages.items():
         yield f"{within}.{name}", stage
@@ -45,7 +45,7 @@ def everything(stages: Mapping[str, Planned], within: str = "stages") -> Iterato
 class Pipeline:
     """What every request does: its stages, one after another."""
 
-    stages: Mapping[str, Planned]
+    stages: Mapping[str, PipelineStage]
 
     def __post_init__(self) -> None:
         check_stages(self.stages)
@@ -81,7 +81,7 @@ class Generate:
         prompt = None if self.prompt is None else chance.number(f"{place}.prompt", self.prompt)
         return (Generating(place, self.pool, self.instruction, prompt, output, self.keeps, self.streams),)
 
-    def inner(self) -> Mapping[str, Mapping[str, Planned]]:
+    def inner(self) -> Mapping[str, Mapping[str, PipelineStage]]:
         return {}
 
 
@@ -115,7 +115,7 @@ class Serve:
             added = sum(chance.number(f"{place}.pieces.{piece}", grown) for piece in range(self.pieces))
         return (Serving(place, Stage(self.kind), self.station, self.items, tokens, seconds, added),)
 
-    def inner(self) -> Mapping[str, Mapping[str, Planned]]:
+    def inner(self) -> Mapping[str, Mapping[str, PipelineStage]]:
         return {}
 
 
@@ -138,11 +138,11 @@ class Transfer:
     def unfold(self, place: str, chance: Chance) -> Steps:  # noqa: ARG002
         return (Sending(place, self.link, self.size, self.per_token),)
 
-    def inner(self) -> Mapping[str, Mapping[str, Planned]]:
+    def inner(self) -> Mapping[str, Mapping[str, PipelineStage]]:
         return {}
 
 
-def check_stages(stages: Mapping[str, Planned]) -> None:
+def check_stages(stages: Mapping[str, PipelineStage]) -> None:
     """InputError where there are none."""
     if not stages:
         raise InputError("stages", "(nothing)", "at least one stage is needed")
