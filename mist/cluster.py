@@ -1,30 +1,29 @@
-"""The way of a request through pools of clients."""
+"""Everything that serves: pools of engines by model, stations, hosts, and the way of a request through them."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from typing import cast
+from collections.abc import Callable, Mapping
 
-from mist.clients.llm import LLMClient
-from mist.clients.pipeline import PipelineClient
-from mist.clients.speculative import SpeculativeClient
-from mist.clients.stages import Stages
-from mist.faults import NO_FAULTS, Faults, NoFaults
-from mist.fleet import Autoscale, Fleet, Scaler
-from mist.handover import GLOBAL, Handovers, HandoverSpec, Wire
+from mist.clients.host import Host, HostSpec
+from mist.clients.station import Station, StationSpec
+from mist.faults import NO_FAULTS, Faults
+from mist.handover import GLOBAL, HandoverSpec
 from mist.kernel import Kernel
-from mist.memory.choice import make_pool
 from mist.network import Link, LinkSpec
-from mist.pool import Pool, PoolSpec
-from mist.request import Request, Stage, Visit
-from mist.roles import FIXED_ROLES, Roles, Switcher, SwitchRoles
+from mist.plan.draws import Draws
+from mist.plan.query import Generation, Query
+from mist.plan.stages import CHAT, Generate, Pipeline
+from mist.pool import Pool, PoolSpec, services
+from mist.request import Request
+from mist.roles import FIXED_ROLES, Roles
+from mist.service import Service
 from mist.topology import ONE_LINK, Network, Topology, Wires
+from mist.walk import Walk
 
 
 class Cluster:
-    """Moves requests from stage to stage: one pool for prefill and decode, or one for each and a link.
+    """Serves requests as ``pipeline`` says; those of the plain one are engines' requests as they are.
 
-    ``good`` tells an autoscaler whether a finished request kept its SLO; ``seed`` is of the faults.
+    ``good`` tells an autoscaler whether a finished request kept its SLO; ``seed`` is of faults and plans, whose
+    draws repeat every ``cycle`` requests.
     """
 
     def __init__(
@@ -39,101 +38,61 @@ class Cluster:
         network: Network = ONE_LINK,
         good: Callable[[Request], bool] = bool,
         seed: int = 0,
+        pipeline: Pipeline = CHAT,
+        stations: Mapping[str, StationSpec] | None = None,
+        hosts: Mapping[str, HostSpec] | None = None,
+        links: Mapping[str, LinkSpec] | None = None,
+        cycle: int = 1,
     ) -> None:
-        self.kernel, self._seed = kernel, seed
-        drafts = next(spec.speculation for spec in pools.values() if spec.role != "prefill")
-        self.pools = {name: Pool(name, spec, drafts, seed) for name, spec in pools.items()}
-        self.link = Link(kernel, link) if link is not None else None
+        self.kernel = kernel
+        ways = services(pools) if pools else {}
+        drafts = {name: pools[sink or name].speculation for name, sink in ways.items()}
+        self.pools = {name: Pool(name, spec, drafts.get(name, spec.speculation), seed) for name, spec in pools.items()}
         sites = {name: spec.site() for name, spec in pools.items()}
         self.wires = Wires(kernel, network, sites) if isinstance(network, Topology) else None
+        self.hosts = {name: Host(kernel, name, spec) for name, spec in (hosts or {}).items()}
+        self.stations = {name: Station(kernel, name, spec, self.hosts) for name, spec in (stations or {}).items()}
+        self.links = {name: Link(kernel, spec) for name, spec in (links or {}).items()}
         self.arrived = self.completed = self.refused = self.lost = 0
-        self.faults, self.good = faults, good
         self.ended: Callable[[Request], None] | None = None  # told of every request answered, refused or lost
-        stages = {pool.spec.role: pool for pool in self.pools.values()}
-        self._entry = stages.get("both") or stages["prefill"]
-        self._decode = stages.get("decode")
-        self._front_end = self._entry.spec.engine.front_end
-        self.handovers = self._handovers(handover) if self._decode is not None else None
-        for pool in self.pools.values():
-            for index in range(pool.spec.replicas):
-                pool.clients.append(self._client(pool, index))
-        self.scalers: list[Scaler] = []
-        self._outages: dict[tuple[str, int], Iterator[tuple[float, float]]] = {}
-        for pool in self.pools.values():
-            self._elastic(pool, switching=isinstance(roles, SwitchRoles))
-        if isinstance(roles, SwitchRoles) and self._decode is not None:
-            assert self._entry.fleet is not None and self._decode.fleet is not None
-            Switcher(kernel, roles, self._entry.fleet, self._decode.fleet)
+        self.services = {
+            name: Service(
+                kernel,
+                self.pools[name],
+                None if sink is None else self.pools[sink],
+                None if sink is None else link,
+                wires=self.wires,
+                ended=self._ended,
+                handover=handover,
+                faults=faults,
+                roles=roles,
+                good=good,
+                seed=seed,
+            )
+            for name, sink in ways.items()
+        }
+        self._direct = self._service(pipeline)
+        places = self.services, self.stations, self.links
+        self._walk = Walk(kernel, pipeline, Draws(seed, cycle), *places, self._answered)
 
-    def _client(self, pool: Pool, index: int) -> LLMClient:
-        client = self._engine(pool, f"{pool.name}/{index}")
-        if pool.spec.role == "prefill":
-            assert self.handovers is not None
-            client.prefilled = partial(self._hand_over, pool, client)
-            if self.handovers.spec.layerwise:
-                client.watch = self.handovers.watch
-        return client
-
-    def _engine(self, pool: Pool, name: str) -> LLMClient:
-        spec, scheduler = pool.spec, pool.spec.scheduler
-        kv = make_pool(pool.blocks, spec.engine.block_tokens, spec.prefix_caching, spec.host())
-        finished = partial(self._finished, pool)
-        if pool.spec.pp > 1:
-            passage = Stages(self.kernel, pool.stages, pool.hop_time, pool.loads)
-            pipeline = PipelineClient(self.kernel, name, scheduler=scheduler, stages=passage, kv=kv, finished=finished)
-            return cast(LLMClient, pipeline)  # it lacks layer-wise hand-over, which Scenario refuses
-        kind: Callable[..., LLMClient] = LLMClient
-        if pool.spec.speculation.tokens:
-            kind = partial(SpeculativeClient, speculation=pool.spec.speculation, seed=self._seed)
-        client = kind(self.kernel, name, scheduler=scheduler, steptimes=pool.stages[0], kv=kv, finished=finished)
-        client.power = pool.loads[0]
-        return client
+    def _service(self, pipeline: Pipeline) -> Service | None:
+        """The service of a plain pipeline's requests; None for any other pipeline."""
+        if not pipeline.plain:
+            return None
+        (stage,) = pipeline.stages.values()
+        assert isinstance(stage, Generate)
+        return self.services[stage.pool or next(iter(self.services))]
 
     @property
     def joules(self) -> float:
-        """Energy drawn by all pools so far."""
-        return sum(pool.joules(self.kernel.now) for pool in self.pools.values())
-
-    def _handovers(self, spec: HandoverSpec) -> Handovers:
-        assert self._decode is not None
-        self._decode.groups = spec.groups
-        model = self._entry.spec.model
-        drafter = self._decode.spec.speculation.drafter(model)
-        sent = [model] if drafter is None else [model, drafter]
-        return Handovers(
-            self.kernel,
-            spec,
-            self._between,
-            bytes_per_token=sum(part.kv_bytes_per_token for part in sent),
-            layers=sum(part.layers for part in sent),
-            route=self._to_decode,
-            landed=self._decode.join,
-            fetched=self._entry.settle,
-            withdrawn=self._withdrawn,
-        )
-
-    def _between(self, source: int, sink: int) -> Wire:
-        """What carries KV from a prefill replica to a decode replica."""
-        if self.wires is None:
-            assert self.link is not None
-            return self.link
-        assert self._decode is not None
-        return self.wires.way((self._entry.name, source), (self._decode.name, sink))
-
-    def _elastic(self, pool: Pool, switching: bool) -> None:
-        """A fleet for a pool whose replicas come and go."""
-        scaling = pool.spec.autoscaler
-        failing = not isinstance(self.faults, NoFaults)
-        if not (isinstance(scaling, Autoscale) or failing or switching):
-            return
-        pool.fleet = Fleet(self.kernel, pool.clients, pool.outstanding, partial(self._client, pool))
-        if isinstance(scaling, Autoscale):
-            self.scalers.append(Scaler(self.kernel, scaling, pool.fleet))
-        if failing:
-            pool.members = defaultdict(dict)
-            pool.fleet.on_up = partial(self._next_outage, pool)
-            for index in pool.fleet.up:
-                self._next_outage(pool, index)
+        """Energy drawn by everything so far."""
+        now = self.kernel.now
+        drawn = sum(pool.joules(now) for pool in self.pools.values())
+        for station in self.stations.values():
+            drawn += station.server.joules(now)
+        for host in self.hosts.values():
+            drawn += host.joules(now)
+        return drawn
 
     @property
     def in_flight(self) -> int:
@@ -141,115 +100,45 @@ class Cluster:
         return self.arrived - self.completed - self.refused - self.lost
 
     def arrive(self, request: Request) -> None:
-        """A request is here, now."""
+        """A request is here, now; a Query, unless the pipeline is plain."""
         self.arrived += 1
-        for pool in self.pools.values():
-            request.refused = pool.refusal(request)
-            if request.refused:
-                self.refused += 1
-                self._tell(request)
-                return
-        if self._front_end:
-            self.kernel.after(self._front_end, self.kernel.route, self._enter, request)
-        else:
-            self.kernel.route(self._enter, request)
-
-    def _enter(self, request: Request) -> None:
-        index = self._entry.route(request)
-        if index is None:
-            assert self._entry.fleet is not None
-            self._entry.fleet.held.append(partial(self._enter, request))
+        if self._direct is None:
+            assert isinstance(request, Query)
+            self._walk.begin(request)
             return
-        self._entry.join(request, index)
-        self._entry.clients[index].submit(request)
-
-    def _finished(self, pool: Pool, request: Request) -> None:
-        pool.leave(request)
-        self.completed += 1
-        self._judge(request)
-        pool.settle(request.replica)
-        self._tell(request)
+        request.refused = self._direct.refusal(request)
+        if request.refused:
+            self.refused += 1
+            self._tell(request)
+            return
+        self._direct.submit(request)
 
     def _tell(self, request: Request) -> None:
         if self.ended is not None:
             self.ended(request)
 
-    def _judge(self, request: Request) -> None:
-        for scaler in self.scalers:
-            scaler.ended += 1
-            scaler.good += not request.lost and self.good(request)
-
-    # from prefill to decode
-
-    def _hand_over(self, pool: Pool, source: LLMClient, request: Request) -> None:
-        assert self.handovers is not None
-        pool.leave(request)
-        self.handovers.prefilled(source, request)
-
-    def _to_decode(
-        self, request: Request, group: int | None, again: Callable[[], None]
-    ) -> tuple[int, LLMClient] | None:
-        assert self._decode is not None
-        index = self._decode.route(request, group)
-        if index is None:
-            assert self._decode.fleet is not None
-            self._decode.fleet.held.append(again)
-            return None
-        return index, self._decode.clients[index]
-
-    def _withdrawn(self, index: int) -> None:
-        """A request bound for this decode replica will not come."""
-        assert self._decode is not None
-        self._decode.outstanding[index] -= 1
-        self._decode.settle(index)
-
-    # failures
-
-    def _next_outage(self, pool: Pool, index: int) -> None:
-        assert pool.fleet is not None
-        place = pool.name, index
-        if place not in self._outages:
-            self._outages[place] = self.faults.outages(*place, self._seed)
-        outage = next(self._outages[place], None)
-        if outage is not None:
-            up, down = outage
-            self.kernel.after(up, self._fail, pool, index, pool.fleet.life(index), down)
-
-    def _fail(self, pool: Pool, index: int, life: int, down: float) -> None:
-        fleet, members = pool.fleet, pool.members
-        assert fleet is not None and members is not None
-        if fleet.life(index) != life:
-            return  # that replica has been released since
-        client = pool.clients[index]
-        client.fail()
-        gone = list(members.pop(index, {}).values())
-        if self.handovers is not None and pool is self._decode:
-            self.handovers.sink_failed(client)
-        elif self.handovers is not None:
-            for move in self.handovers.source_failed(client):
-                if move.sink is not None:
-                    self._withdrawn(move.sink[0])
-                if move.held is not None:
-                    gone.append(move.request)
-        fleet.fail(index, down)
-        for request in gone:
-            self._send_again(client, request)
-
-    def _send_again(self, client: LLMClient, request: Request) -> None:
-        """A request whose replica failed: its cache is gone."""
-        now = self.kernel.now
-        stage = Stage.PREFILL if request.first_token < 0 else Stage.DECODE
-        started = request.started if request.started >= 0 else now
-        request.visits.append(Visit(stage, client.name, request.queued, started, now))
-        request.computed = request.blocks = 0
-        request.table, request.replica = [], -1
-        if request.retries >= self.faults.retries:
-            request.lost, request.first_token = f"{client.name} failed", -1.0
-            self.lost += 1
-            self._judge(request)
-            self._tell(request)
+    def _ended(self, service: Service, request: Request) -> None:
+        """An engine has finished with a request, or lost it."""
+        if type(request) is Generation:
+            self._walk.generated(request)
             return
-        request.retries += 1
-        if self.faults.requests == "restart":
-            request.known, request.left, request.first_token = request.input, request.output, -1.0
-        self.kernel.route(self._enter, request)
+        if request.lost:
+            self.lost += 1
+        else:
+            self.completed += 1
+        service.judge(request)
+        self._tell(request)
+
+    def _answered(self, query: Query) -> None:
+        """A query is finished, refused or lost."""
+        if query.refused:
+            self.refused += 1
+            self._tell(query)
+            return
+        if query.lost:
+            self.lost += 1
+        else:
+            self.completed += 1
+        for service in self.services.values():
+            service.judge(query)
+        self._tell(query)

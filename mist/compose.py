@@ -60,12 +60,13 @@ def _refuse_repeats(overrides: Iterable[Override]) -> None:
 def _choose(overrides: Sequence[Override]) -> tuple[Composition, list[Override], dict[Address, Override]]:
     """The composition after every choice, the overrides that are no choices, and the models given as a file.
 
-    The cluster goes first because it lays out the places; a choice may open further places.
+    The cluster goes first because it lays out the places, and the pipeline next because it may bring its own; a choice
+    may open further places.
     """
     now, chosen, rest = stamp(), dict[str, str](), list(overrides)
     cards: dict[Address, Override] = {}
-    clusters = [override for override in rest if override.address == ("cluster",)]
-    for batch in (clusters, rest):
+    clusters, pipelines = ([o for o in rest if o.address == (name,)] for name in ("cluster", "pipeline"))
+    for batch in (clusters, pipelines, rest):
         while True:
             composition = composed(tuple(sorted(chosen.items())), now)
             slots = composition.slots
@@ -76,7 +77,7 @@ def _choose(overrides: Sequence[Override]) -> tuple[Composition, list[Override],
                 if address[-1] == "model" and str(override.value).endswith(".json"):
                     cards[address] = override
                 else:
-                    chosen[slots[address]] = _choice(override, address[-1])
+                    chosen[slots[address]] = _choice(override, slots[address].partition("@")[0])
             rest = [override for override in rest if override not in here]
     return composition, rest, cards
 

@@ -11,8 +11,11 @@ import pandas as pd
 
 from mist.memory.prefix import PrefixUse
 from mist.memory.swap import SwapUse
+from mist.plan.query import Query
 from mist.request import Request, Stage
 from mist.slo import SLO, Limit
+from mist.stage_times import StageReport, stage_columns
+from mist.station_report import HostReport, StationReport
 
 METRICS: dict[str, Callable[[Request], float]] = {
     "ttft": lambda r: r.first_token - r.arrived if r.first_token >= 0 else inf,
@@ -166,6 +169,9 @@ class Result:
     requests: tuple[Request, ...] = ()
     classes: Mapping[str, ClassReport] | None = None  # by name, where the workload has classes
     prices: str = ""  # whose they are: list, provider, region, commitment, date
+    stages: Mapping[str, StageReport] | None = None  # by kind, where requests follow plans
+    stations: Mapping[str, StationReport] | None = None  # where there are any
+    hosts: Mapping[str, HostReport] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, without the requests; infinite times are None."""
@@ -322,6 +328,8 @@ def requests_frame(requests: Sequence[Request]) -> pd.DataFrame:
     if any(r.kind.name for r in requests):
         columns["class"] = [r.kind.name for r in requests]
         columns["priority"] = [r.priority for r in requests]
+    if requests and isinstance(requests[0], Query):
+        return pd.DataFrame(columns | stage_columns(requests))
     for stage in Stage:
         visits = [next((v for v in r.visits if v.stage is stage), None) for r in requests]
         if any(visits):

@@ -29,11 +29,14 @@ from mist.metrics import (
     within,
 )
 from mist.perf.provenance import shares, typical
+from mist.plan.query import Query
 from mist.policy import Scheduler
 from mist.pool import Pool
 from mist.request import Request
 from mist.scenario import Scenario
 from mist.slo import SLO
+from mist.stage_times import stage_reports
+from mist.station_report import host_report, station_report
 
 
 class Observed(NamedTuple):
@@ -69,6 +72,10 @@ def outcome(  # noqa: PLR0917
     goodput = sum(r.output for r in in_slo) / length
     pools = {name: _pool(scenario, pool, kernel.now, window, requests) for name, pool in cluster.pools.items()}
     dollars = sum(pool.dollars_per_hour for pool in pools.values())
+    stations = {n: station_report(s, scenario.price, kernel.now) for n, s in cluster.stations.items()}
+    hosts = {name: host_report(host, scenario.price, kernel.now) for name, host in cluster.hosts.items()}
+    dollars += sum(station.dollars_per_hour for station in stations.values())
+    dollars += sum(host.dollars_per_hour for host in hosts.values())
     tokens = sum(r.output for r in done)
     notes = window_notes(slo, len(cohort), length, max(window.start, 0.0), figures["e2e"])
     for name, (own, members) in split(slo, cohort).items():
@@ -101,6 +108,9 @@ def outcome(  # noqa: PLR0917
         refusal=next((r.refused for r in requests if r.refused), ""),
         requests=tuple(requests),
         classes={name: _class(slo, name, cohort, done, length) for name in classes} or None,
+        stages=stage_reports(cohort) if cohort and isinstance(cohort[0], Query) else None,
+        stations=stations or None,
+        hosts=hosts or None,
     )
 
 

@@ -48,6 +48,8 @@ class PoolSpec:
     as its log prints it, those it keeps for itself included; None computes it from memory. ``prefix_caching``
     finds full KV blocks again by their content. A preempted request is computed again or, with
     ``preemption=swap``, waits in ``swap_space`` bytes of host memory per device (None is 4 GiB).
+
+    ``hands_to`` names the decode pool that a prefill pool hands over to; None is the only one.
     """
 
     model: ModelSpec
@@ -70,6 +72,7 @@ class PoolSpec:
     prefix_caching: bool = False
     preemption: Preemption = "recompute"
     swap_space: Bytes | None = None
+    hands_to: str | None = None
 
     def __post_init__(self) -> None:
         for field in ("tp", "pp", "dp", "ep", "replicas"):
@@ -240,24 +243,42 @@ class Pool:
         return f"needs {need} KV blocks, a replica of {self.name} has {most}" if need > most else ""
 
 
-def check_pools(pools: Mapping[str, PoolSpec], link: LinkSpec | None) -> None:
-    """Raises InputError unless the pools' roles make one way from prompt to last token."""
+def services(pools: Mapping[str, PoolSpec]) -> dict[str, str | None]:
+    """Pools that requests enter, each with the decode pool behind it; None where it decodes itself.
+
+    Raises InputError unless every prefill pool has a decode pool of its own, and every decode pool a prefill pool.
+    """
     roles = sorted(spec.role for spec in pools.values())
-    if roles not in (["both"], ["decode", "prefill"]):
-        raise InputError("pools", roles, "roles must be one both, or one prefill and one decode")
-    if len(pools) == 1:
+    decodes = [name for name, spec in pools.items() if spec.role == "decode"]
+    prefills = {name: spec.hands_to for name, spec in pools.items() if spec.role == "prefill"}
+    if len(prefills) != len(decodes) or not pools:
+        why = "every prefill pool needs a decode pool of its own; the other pools do both"
+        raise InputError("pools", roles, why)
+    for name, spec in pools.items():
+        if spec.hands_to is not None and spec.role != "prefill":
+            raise InputError(f"pools.{name}.hands_to", spec.hands_to, f"has no effect with role {spec.role}")
+    if list(prefills.values()) == [None]:
+        prefills = dict.fromkeys(prefills, decodes[0])
+    for name, sink in prefills.items():
+        if sink not in decodes or list(prefills.values()).count(sink) > 1:
+            raise InputError(f"pools.{name}.hands_to", sink, "must name a decode pool of its own", decodes)
+    return {name: prefills.get(name) for name, spec in pools.items() if spec.role != "decode"}
+
+
+def check_pools(pools: Mapping[str, PoolSpec], link: LinkSpec | None) -> None:
+    """Raises InputError unless the pools' roles make ways from prompt to last token."""
+    pairs = {name: sink for name, sink in services(pools).items() if sink is not None}
+    if not pairs:
         if link is not None:
-            raise InputError("link", link.name, "a single pool hands nothing over: a link has no effect")
+            raise InputError("link", link.name, "no pool hands anything over: a link has no effect")
         return
     if link is None:
         raise InputError("link", "(nothing)", "prefill and decode pools need a link between them")
-    by_role = {spec.role: (name, spec) for name, spec in pools.items()}
-    (_, source), (name, sink) = by_role["prefill"], by_role["decode"]
-    if source.model != sink.model:
-        raise InputError(f"pools.{name}.model", sink.model.name, f"cannot decode the KV cache of {source.model.name}")
-    try:
-        check_prompt_drafting(source.replica, source.preemption, sink.speculation)
-    except InputError as error:
-        raise type(error)(
-            f"pools.{by_role['prefill'][0]}.{error.field}", error.value, error.why, error.choices
-        ) from None
+    for source, sink in pairs.items():
+        if pools[source].model != pools[sink].model:
+            why = f"cannot decode the KV cache of {pools[source].model.name}"
+            raise InputError(f"pools.{sink}.model", pools[sink].model.name, why)
+        try:
+            check_prompt_drafting(pools[source].replica, pools[source].preemption, pools[sink].speculation)
+        except InputError as error:
+            raise type(error)(f"pools.{source}.{error.field}", error.value, error.why, error.choices) from None

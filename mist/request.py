@@ -1,4 +1,4 @@
-"""A request: its plan, how far it has come, and when each stage happened."""
+"""A request: how far it has come, and when each stage happened."""
 
 from collections.abc import Hashable
 from enum import StrEnum
@@ -9,9 +9,18 @@ from typing import Final, NamedTuple, Protocol
 class Stage(StrEnum):
     """The kinds of work a plan is made of; a plan may repeat them."""
 
+    ROUTE = "route"  # which model serves it
+    EMBED = "embed"  # text to vector
+    RETRIEVE = "retrieve"  # vector to passages
+    RERANK = "rerank"
+    FETCH_KV = "fetch_kv"  # a stored KV cache
     PREFILL = "prefill"
     HANDOVER = "handover"  # KV from a prefill client to a decode client
     DECODE = "decode"
+    SCORE = "score"  # a reward model's or a judge's verdict
+    PROCESS = "process"  # anything else on a CPU: tokenising, parsing, a guardrail
+    TOOL = "tool"  # an outside call
+    TRANSFER = "transfer"  # bytes over a link
 
 
 class Content(Protocol):

@@ -72,8 +72,8 @@ def backlog(client: LLMClient) -> int:
 
 def outstanding_tokens(client: LLMClient) -> int:
     """The backlog, tokens of hand-overs without room, and what the KV blocks in use can hold."""
-    held = client.kv.used if len(lanes(client)) > 1 else client.used_by_now
-    return backlog(client) + sum(lane.expected_tokens for lane in lanes(client)) + held * client.kv.block_tokens
+    held = client.used_by_now * client.kv.block_tokens
+    return backlog(client) + sum(lane.expected_tokens for lane in lanes(client)) + held
 
 
 def predicted_ttft(client: LLMClient, stages: Sequence[StepModel], chunk: int, own: int, cached: int) -> float:
@@ -85,6 +85,8 @@ def predicted_ttft(client: LLMClient, stages: Sequence[StepModel], chunk: int, o
     full, rest = divmod(backlog(client) + own, chunk)
     full, rest = (full, rest) if rest else (full - 1, chunk)
     batches = lanes(client)
+    if len(batches) > 1:
+        client.catch_up()
     decodes = sum(lane.decoding + lane.promised for lane in batches) // len(batches)
     context = sum(lane.context_by_now for lane in batches) // len(batches)
     last = sum(stage.step_time(StepShape(decodes, context, ((rest, cached),))) for stage in stages)

@@ -1,20 +1,27 @@
 """Everything a simulation depends on, checked as a whole."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 from mist.autoscalers.slo_attainment import SloAttainment
+from mist.clients.host import HostSpec
+from mist.clients.station import StationSpec
 from mist.errors import InputError
 from mist.faults import NO_FAULTS, Faults, check_faults
 from mist.fleet import Autoscale, Fixed
 from mist.handover import GLOBAL, HandoverSpec, check_handover
 from mist.network import LinkSpec
-from mist.pool import PoolSpec, check_pools
+from mist.places import check_pipeline
+from mist.plan.stages import CHAT, Pipeline
+from mist.pool import PoolSpec, check_pools, services
 from mist.price import PriceList
 from mist.roles import FIXED_ROLES, FixedRoles, Roles
 from mist.routers.prefix_aware import PrefixAware
 from mist.slo import SLO
+from mist.station_report import host_dollars, station_dollars
 from mist.topology import ONE_LINK, Network, Topology
 from mist.workload.traffic import Workload, class_names, class_priorities
 
@@ -53,6 +60,10 @@ class Scenario:
     faults: Faults = NO_FAULTS
     roles: Roles = FIXED_ROLES
     network: Network = ONE_LINK
+    pipeline: Pipeline = CHAT
+    stations: Mapping[str, StationSpec] = dataclasses.field(default_factory=dict)
+    hosts: Mapping[str, HostSpec] = dataclasses.field(default_factory=dict)
+    links: Mapping[str, LinkSpec] = dataclasses.field(default_factory=dict)  # that stages of the pipeline use
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -61,9 +72,11 @@ class Scenario:
         for spec in self.pools.values():
             self.price.of(spec.hardware.name)  # told before anything is simulated
         self._check_network()
+        names = class_names(self.workload)
+        check_pipeline(self.pipeline, services(self.pools), self.stations, self.hosts, self.links, names)
         self._check_dynamics()
         try:
-            self.slo.check_classes(class_names(self.workload))
+            self.slo.check_classes(names)
         except InputError as error:
             raise InputError(f"slo.{error.field}", error.value, error.why, error.choices) from None
         priorities = class_priorities(self.workload)
@@ -90,12 +103,11 @@ class Scenario:
                 why = "layer-wise hand-over out of a pipeline is not modelled; handover.layerwise=false is"
                 raise InputError(f"pools.{name}.pp", spec.pp, why, ["1"])
         replicas = {name: spec.replicas for name, spec in self.pools.items()}
+        paired = self._paired()
         scaled = any(isinstance(spec.autoscaler, Autoscale) for spec in self.pools.values())
         switching = not isinstance(self.roles, FixedRoles)
-        alike = (
-            len({(spec.hardware.name, spec.tp, spec.pp, spec.dp, spec.ep) for spec in self.pools.values()}) == 1
-            and not scaled
-        )
+        layouts = {(s.hardware.name, s.tp, s.pp, s.dp, s.ep) for s in (self.pools[name] for name in paired)}
+        alike = len(layouts) == 1 and not scaled
         fixed = {n: r for n, r in replicas.items() if isinstance(self.pools[n].autoscaler, Fixed) and not switching}
         for name, spec in self.pools.items():
             scaling = spec.autoscaler
@@ -103,11 +115,19 @@ class Scenario:
                 why = "without a limit in slo every request is within it: no effect"
                 raise InputError(f"pools.{name}.autoscaler", "slo_attainment", why)
         with at("roles"):
-            self.roles.check(alike, replicas)
+            if switching and len(paired) > 2:
+                raise InputError("", "switching", "is modelled for one prefill and one decode pool only", ["fixed"])
+            self.roles.check(alike, paired)
         with at("handover"):
-            check_handover(self.handover, replicas, not scaled and not switching)
+            check_handover(self.handover, paired, not scaled and not switching)
         with at("faults"):
             check_faults(self.faults, fixed, replicas)
+
+    def _paired(self) -> dict[str, int]:
+        """Replicas of the pools that hand over and take over; of any one pool where there are none."""
+        pairs = {name for pair in services(self.pools).items() if pair[1] for name in pair}
+        replicas = {name: spec.replicas for name, spec in self.pools.items() if name in pairs}
+        return replicas or {name: spec.replicas for name, spec in islice(self.pools.items(), 1)}
 
     @property
     def rate(self) -> float:
@@ -116,7 +136,9 @@ class Scenario:
 
     @property
     def dollars_per_hour(self) -> float:
-        return sum(spec.devices * self.price.of(spec.hardware.name) for spec in self.pools.values())
+        pools = sum(spec.devices * self.price.of(spec.hardware.name) for spec in self.pools.values())
+        stations = sum(station_dollars(spec, self.price) for spec in self.stations.values())
+        return pools + stations + sum(host_dollars(spec, self.price) for spec in self.hosts.values())
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from mist.metrics import (
     within,
 )
 from mist.outcome import Observed, outcome
+from mist.plan.query import Query
 from mist.request import UNCLASSED, Request, RequestClass
 from mist.scenario import Scenario
 from mist.slo import SLO, Limit
@@ -108,13 +109,18 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
             network=scenario.network,
             good=within(scenario.slo),
             seed=scenario.seed,
+            pipeline=scenario.pipeline,
+            stations=scenario.stations,
+            hosts=scenario.hosts,
+            links=scenario.links,
+            cycle=len(traffic),
         )
     except Infeasible as why:
         dollars = scenario.dollars_per_hour
         return Result("infeasible", str(why), rate, scenario.seed, __version__, dollars_per_hour=dollars)
     cycle, warm = len(traffic), ceil(scenario.window.warmup * len(traffic))
     requests: list[Request] = []
-    source = _arrivals(traffic, rate, warm, scenario.slo)
+    source = _arrivals(traffic, rate, warm, scenario.slo, Request if scenario.pipeline.plain else Query)
     if traffic.loop is not None or scenario.window.drain:
         run = CountedRun(kernel, cluster, source, traffic.loop, warm, cycle, scenario.window.drain, stop)
         seen = run.run()
@@ -163,7 +169,7 @@ def _instant(traffic: Traffic, position: int) -> float:
     return position // cycle * cycle + float(traffic.times[position % cycle])
 
 
-def _arrivals(traffic: Traffic, rate: float, warm: int, slo: SLO) -> Iterator[Request]:
+def _arrivals(traffic: Traffic, rate: float, warm: int, slo: SLO, make: type[Request] = Request) -> Iterator[Request]:
     """Requests ``-warm``, ``-warm + 1``, ... for ever; the first arrives at time 0."""
     cycle = len(traffic)
     times, inputs, outputs = traffic.times.tolist(), traffic.inputs.tolist(), traffic.outputs.tolist()
@@ -174,7 +180,7 @@ def _arrivals(traffic: Traffic, rate: float, warm: int, slo: SLO) -> Iterator[Re
         whole, part = divmod(position, cycle)
         arrived, kind = (whole * cycle + times[part] - origin) / rate, kinds[members[part]]
         content = None if contents is None else contents.of(whole, part)
-        yield Request(position, arrived, inputs[part], outputs[part], kind.priority, content, kind)
+        yield make(position, arrived, inputs[part], outputs[part], kind.priority, content, kind)
 
 
 def _promised(kind: RequestClass, slo: SLO) -> RequestClass:

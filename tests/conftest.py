@@ -1,8 +1,8 @@
 """Builders shared by the tests: real sheets from conf/, a tiny model, and clusters driven until they drain.
 
 Session fixtures return plain functions, so that property tests may call them as often as they like. A test that
-asks for ``scheduler_name``, ``router_name``, ``hardware_name`` or ``model_name`` runs once for every YAML of that
-noun: whoever adds a file is examined unasked.
+asks for ``scheduler_name``, ``router_name``, ``hardware_name``, ``model_name`` or ``pipeline_name`` runs once for every
+YAML of that noun: whoever adds a file is examined unasked.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +25,7 @@ from mist.memory.prefix import PrefixUse
 from mist.model import ModelSpec
 from mist.network import LinkSpec
 from mist.perf.base import PerfModel, Replica, StepModel, StepShape, Stretch
+from mist.plan.query import Query
 from mist.pool import PoolSpec
 from mist.price import PriceList
 from mist.request import UNCLASSED, Content, Request, RequestClass
@@ -33,7 +34,7 @@ from mist.slo import SLO
 from mist.workload.traffic import Traffic
 
 CONF = Path(__file__).parents[1] / "conf"
-NOUNS = ("scheduler", "router", "hardware", "model")
+NOUNS = ("scheduler", "router", "hardware", "model", "pipeline")
 TINY = ModelSpec("tiny", 2, 64, 4, 2, 16, 128, 256, context=10**9, parameters=1e5)
 
 settings.register_profile("laws", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
@@ -370,11 +371,11 @@ def _drive(
         if one_by_one:
             patch.setattr(llm, "Decoding", OneByOne)
             named = {name: replace(spec, perf=Unleapt(spec.perf)) for name, spec in named.items()}
-        kernel = Watched()
+        kernel, make = Watched(), Query if "pipeline" in dynamics else Request
         run = Run(kernel, Cluster(kernel, named, link, **dynamics), [])
         for id_, (time, input_, output) in enumerate(arrivals):
             kind, content = kinds[id_ % len(kinds)], contents and contents(id_)
-            run.requests.append(Request(id_, time, input_, output, kind.priority, content, kind))
+            run.requests.append(make(id_, time, input_, output, kind.priority, content, kind))
             kernel.at(time, run.cluster.arrive, run.requests[-1])
         if after_each is None:
             kernel.run(until)

@@ -235,6 +235,23 @@ class TestSearchPath:
             given = must_be_given.get(choice, [])
             assert compose([f"cluster={cluster}", f"{group}={choice}", *given])["pools"]
 
+    def test_a_choice_is_known_by_its_group_wherever_it_is_made(self) -> None:
+        config = compose(["pipeline=mix", "pipeline.stages.kind.options.chat=rag"])
+        options = config["pipeline"]["stages"]["kind"]["options"]
+        assert options["chat"]["stages"] == options["rag"]["stages"]
+        with pytest.raises(InputError, match=r"options\.chat = rags: no such choice; did you mean rag"):
+            compose(["pipeline=mix", "pipeline.stages.kind.options.chat=rags"])
+
+    @pytest.mark.parametrize("pipeline", groups()["pipeline"])
+    def test_a_pipeline_brings_its_cluster_whatever_else_is_chosen(self, pipeline: str) -> None:
+        config = compose(["scheduler=vllm_v1", "hardware=h200", f"pipeline={pipeline}"])
+        assert {pool["hardware"]["name"] for pool in config["pools"].values()} == {"h200"}
+        assert {pool["scheduler"]["_target_"] for pool in config["pools"].values()} == {
+            "mist.schedulers.vllm_v1.VllmV1"
+        }
+        own = compose([f"pipeline={pipeline}", "cluster=one_pool"])
+        assert not own.get("stations")
+
     def test_a_sweep_of_the_user_comes_before_a_packaged_one(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

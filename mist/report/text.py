@@ -1,13 +1,13 @@
 """A Result and a Capacity as a person reads them in a terminal."""
 
 from collections.abc import Iterator, Mapping
-from math import isfinite
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from mist.metrics import Check, Latency, PoolReport, Result
+from mist.report.plans import plans, seconds
 from mist.sweep.capacity import Capacity
 
 GOOD, BAD, DIM = "green", "red", "dim"
@@ -23,6 +23,7 @@ def simulation(result: Result) -> RenderableType:
     parts.extend(_sources(result))
     parts.append(_served(result))
     parts.append(latency_table(result))
+    parts.extend(plans(result))
     if result.classes:
         parts.extend((Text(), class_table(result)))
     parts.extend(Text(f"note: {note}", "yellow") for note in _notes(result))
@@ -219,10 +220,3 @@ def _verdict(result: Result) -> Text:
         return Text.assemble(("SLO held: ", GOOD), (per_dollar, "bold"), f" at ${result.dollars_per_hour:.2f}/h")
     name = {"slo_missed": "SLO missed: ", "unstable": "unstable, not scored: "}[result.verdict]
     return Text.assemble((name, f"bold {BAD}"), result.reason)
-
-
-def seconds(value: float) -> str:
-    """Three figures, in the unit that suits them; endless where somebody never finished."""
-    if not isfinite(value):
-        return "endless"
-    return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s" if value < 1000 else f"{value:,.0f} s"

@@ -13,6 +13,8 @@ from mist.build import build
 from mist.errors import DeadlineExceeded, ImpossibleLayout, InputError, OutsideProfile, UnmeetableSLO, as_typed
 from mist.metrics import Doomed, Result
 from mist.perf.base import StepModel, StepShape
+from mist.plan.demand import demand
+from mist.pool import services
 from mist.request import Request
 from mist.scenario import Scenario
 from mist.simulate import Stop, refuse_unmeetable, serve
@@ -179,9 +181,12 @@ def _until_certain(scenario: Scenario, traffic: Traffic, deadline: float, limit_
 def guess(scenario: Scenario, traffic: Traffic) -> float:
     """Requests per second, to start from: full chunks, and decodes in the largest batch within the TPOT limit."""
     tpot = min((limit.limit for limit in scenario.slo if limit.metric == "tpot"), default=inf)
-    prompt, answer = float(traffic.inputs.mean()), float(traffic.outputs.mean())
+    loads = demand(scenario.pipeline, traffic, scenario.seed, services(scenario.pools))
     rates = []
-    for spec in scenario.pools.values():
+    for name, spec in scenario.pools.items():
+        if name not in loads:
+            continue  # no plan of the sample led there
+        generations, prompt, answer = loads[name]
         steps, budget = spec.perf.of(spec.replica), spec.scheduler.token_budget
         seconds = 0.0
         if spec.role != "decode":
@@ -194,8 +199,8 @@ def guess(scenario: Scenario, traffic: Traffic) -> float:
             while batch > 1 and _known(steps, StepShape(batch, batch * context)) > min(tpot, float_info.max):
                 batch = int(batch / 1.2)
             seconds += answer * steps.step_time(StepShape(batch, batch * context)) / batch
-        rates.append(spec.replicas / seconds)
-    return 0.7 * min(rates)
+        rates.append(spec.replicas / (generations * seconds))
+    return 0.7 * min(rates, default=1.0)
 
 
 def _known(steps: StepModel, shape: StepShape) -> float:

@@ -110,6 +110,23 @@ def test_azure_conversation_trace(capsys):
     assert served / best > TARGET
 
 
+@pytest.mark.parametrize(("pipeline", "rate"), [("rag", 3.0), ("reasoning", 0.2), ("cascade", 1.0), ("agent", 0.1)])
+def test_pipelines(pipeline, rate, capsys):
+    queries = int(1000 * rate)
+    config = compose([f"pipeline={pipeline}", "workload=azure_conv", f"workload.requests={queries}"])
+    scenario = build(Scenario, config)
+    traffic = scenario.workload.traffic(scenario.seed)
+    began = process_time()
+    run = serve(scenario, traffic, rate)
+    spent = process_time() - began
+    visits = sum(len(query.visits) for query in run.requests)
+    with capsys.disabled():
+        print(
+            f"\n{pipeline}, {rate:g} req/s: {len(run.requests) / spent:,.0f} queries/s, {visits / spent:,.0f} visits/s",
+            end="",
+        )
+
+
 @pytest.mark.parametrize("rate", [3.0, 15.0, 30.0])
 def test_one_replica(rate, scheduler_name, make_pool, capsys):
     pool = make_pool(scheduler=scheduler_name, limits={"token_budget": 2048, "max_running": 256})

@@ -1,0 +1,235 @@
+"""The way of a request through the pools of one model."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import cast
+
+from mist.clients.llm import LLMClient
+from mist.clients.pipeline import PipelineClient
+from mist.clients.speculative import SpeculativeClient
+from mist.clients.stages import Stages
+from mist.faults import NO_FAULTS, Faults, NoFaults
+from mist.fleet import Autoscale, Fleet, Scaler
+from mist.handover import GLOBAL, Handovers, HandoverSpec, Wire
+from mist.kernel import Kernel
+from mist.memory.choice import make_pool
+from mist.network import Link, LinkSpec
+from mist.pool import Pool
+from mist.request import Request, Stage, Visit
+from mist.roles import FIXED_ROLES, Roles, Switcher, SwitchRoles
+from mist.topology import Wires
+
+
+class Service:
+    """Moves requests through one model's pools: one for prefill and decode, or one for each and a link.
+
+    ``ended`` is called with every request that is finished or lost; ``good`` tells an autoscaler whether a request
+    kept its SLO (see ``judge``); ``seed`` is of the faults.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        entry: Pool,
+        decode: Pool | None,
+        link: LinkSpec | None,
+        *,
+        wires: Wires | None = None,
+        ended: Callable[["Service", Request], None],
+        handover: HandoverSpec = GLOBAL,
+        faults: Faults = NO_FAULTS,
+        roles: Roles = FIXED_ROLES,
+        good: Callable[[Request], bool] = bool,
+        seed: int = 0,
+    ) -> None:
+        self.kernel, self._seed = kernel, seed
+        self.pools = (entry,) if decode is None else (entry, decode)
+        self.link = Link(kernel, link) if link is not None else None
+        self.faults, self.good, self.ended = faults, good, ended
+        self._entry, self._decode, self._wires = entry, decode, wires
+        self._front_end = entry.spec.engine.front_end
+        self.handovers = self._handovers(handover) if decode is not None else None
+        for pool in self.pools:
+            for index in range(pool.spec.replicas):
+                pool.clients.append(self._client(pool, index))
+        self.scalers: list[Scaler] = []
+        self._outages: dict[tuple[str, int], Iterator[tuple[float, float]]] = {}
+        for pool in self.pools:
+            self._elastic(pool, switching=isinstance(roles, SwitchRoles))
+        if isinstance(roles, SwitchRoles) and decode is not None:
+            assert entry.fleet is not None and decode.fleet is not None
+            Switcher(kernel, roles, entry.fleet, decode.fleet)
+
+    def _client(self, pool: Pool, index: int) -> LLMClient:
+        client = self._engine(pool, f"{pool.name}/{index}")
+        if pool.spec.role == "prefill":
+            assert self.handovers is not None
+            client.prefilled = partial(self._hand_over, pool, client)
+            if self.handovers.spec.layerwise:
+                client.watch = self.handovers.watch
+        return client
+
+    def _engine(self, pool: Pool, name: str) -> LLMClient:
+        spec, scheduler = pool.spec, pool.spec.scheduler
+        kv = make_pool(pool.blocks, spec.engine.block_tokens, spec.prefix_caching, spec.host())
+        finished = partial(self._finished, pool)
+        if pool.spec.pp > 1:
+            passage = Stages(self.kernel, pool.stages, pool.hop_time, pool.loads)
+            pipeline = PipelineClient(self.kernel, name, scheduler=scheduler, stages=passage, kv=kv, finished=finished)
+            return cast(LLMClient, pipeline)  # it lacks layer-wise hand-over, which Scenario refuses
+        kind: Callable[..., LLMClient] = LLMClient
+        if pool.spec.speculation.tokens:
+            kind = partial(SpeculativeClient, speculation=pool.spec.speculation, seed=self._seed)
+        client = kind(self.kernel, name, scheduler=scheduler, steptimes=pool.stages[0], kv=kv, finished=finished)
+        client.power = pool.loads[0]
+        return client
+
+    def _handovers(self, spec: HandoverSpec) -> Handovers:
+        assert self._decode is not None
+        self._decode.groups = spec.groups
+        model = self._entry.spec.model
+        drafter = self._decode.spec.speculation.drafter(model)
+        sent = [model] if drafter is None else [model, drafter]
+        return Handovers(
+            self.kernel,
+            spec,
+            self._between,
+            bytes_per_token=sum(part.kv_bytes_per_token for part in sent),
+            layers=sum(part.layers for part in sent),
+            route=self._to_decode,
+            landed=self._decode.join,
+            fetched=self._entry.settle,
+            withdrawn=self._withdrawn,
+        )
+
+    def _between(self, source: int, sink: int) -> Wire:
+        """What carries KV from a prefill replica to a decode replica."""
+        if self._wires is None:
+            assert self.link is not None
+            return self.link
+        assert self._decode is not None
+        return self._wires.way((self._entry.name, source), (self._decode.name, sink))
+
+    def _elastic(self, pool: Pool, switching: bool) -> None:
+        """A fleet for a pool whose replicas come and go."""
+        scaling = pool.spec.autoscaler
+        failing = not isinstance(self.faults, NoFaults)
+        if not (isinstance(scaling, Autoscale) or failing or switching):
+            return
+        pool.fleet = Fleet(self.kernel, pool.clients, pool.outstanding, partial(self._client, pool))
+        if isinstance(scaling, Autoscale):
+            self.scalers.append(Scaler(self.kernel, scaling, pool.fleet))
+        if failing:
+            pool.members = defaultdict(dict)
+            pool.fleet.on_up = partial(self._next_outage, pool)
+            for index in pool.fleet.up:
+                self._next_outage(pool, index)
+
+    def refusal(self, request: Request) -> str:
+        """Why it can never be served here; empty if it can."""
+        for pool in self.pools:
+            why = pool.refusal(request)
+            if why:
+                return why
+        return ""
+
+    def submit(self, request: Request) -> None:
+        """A request that is not refused is here, now."""
+        if self._front_end:
+            self.kernel.after(self._front_end, self.kernel.route, self._enter, request)
+        else:
+            self.kernel.route(self._enter, request)
+
+    def _enter(self, request: Request) -> None:
+        index = self._entry.route(request)
+        if index is None:
+            assert self._entry.fleet is not None
+            self._entry.fleet.held.append(partial(self._enter, request))
+            return
+        self._entry.join(request, index)
+        self._entry.clients[index].submit(request)
+
+    def _finished(self, pool: Pool, request: Request) -> None:
+        pool.leave(request)
+        self.ended(self, request)
+        pool.settle(request.replica)
+
+    def judge(self, request: Request) -> None:
+        """One that ended, for autoscalers that go by the SLO."""
+        for scaler in self.scalers:
+            scaler.ended += 1
+            scaler.good += not request.lost and self.good(request)
+
+    # from prefill to decode
+
+    def _hand_over(self, pool: Pool, source: LLMClient, request: Request) -> None:
+        assert self.handovers is not None
+        pool.leave(request)
+        self.handovers.prefilled(source, request)
+
+    def _to_decode(
+        self, request: Request, group: int | None, again: Callable[[], None]
+    ) -> tuple[int, LLMClient] | None:
+        assert self._decode is not None
+        index = self._decode.route(request, group)
+        if index is None:
+            assert self._decode.fleet is not None
+            self._decode.fleet.held.append(again)
+            return None
+        return index, self._decode.clients[index]
+
+    def _withdrawn(self, index: int) -> None:
+        """A request bound for this decode replica will not come."""
+        assert self._decode is not None
+        self._decode.outstanding[index] -= 1
+        self._decode.settle(index)
+
+    # failures
+
+    def _next_outage(self, pool: Pool, index: int) -> None:
+        assert pool.fleet is not None
+        place = pool.name, index
+        if place not in self._outages:
+            self._outages[place] = self.faults.outages(*place, self._seed)
+        outage = next(self._outages[place], None)
+        if outage is not None:
+            up, down = outage
+            self.kernel.after(up, self._fail, pool, index, pool.fleet.life(index), down)
+
+    def _fail(self, pool: Pool, index: int, life: int, down: float) -> None:
+        fleet, members = pool.fleet, pool.members
+        assert fleet is not None and members is not None
+        if fleet.life(index) != life:
+            return  # that replica has been released since
+        client = pool.clients[index]
+        client.fail()
+        gone = list(members.pop(index, {}).values())
+        if self.handovers is not None and pool is self._decode:
+            self.handovers.sink_failed(client)
+        elif self.handovers is not None:
+            for move in self.handovers.source_failed(client):
+                if move.sink is not None:
+                    self._withdrawn(move.sink[0])
+                if move.held is not None:
+                    gone.append(move.request)
+        fleet.fail(index, down)
+        for request in gone:
+            self._send_again(client, request)
+
+    def _send_again(self, client: LLMClient, request: Request) -> None:
+        """A request whose replica failed: its cache is gone."""
+        now = self.kernel.now
+        stage = Stage.PREFILL if request.first_token < 0 else Stage.DECODE
+        started = request.started if request.started >= 0 else now
+        request.visits.append(Visit(stage, client.name, request.queued, started, now))
+        request.computed = request.blocks = 0
+        request.table, request.replica = [], -1
+        if request.retries >= self.faults.retries:
+            request.lost, request.first_token = f"{client.name} failed", -1.0
+            self.ended(self, request)
+            return
+        request.retries += 1
+        if self.faults.requests == "restart":
+            request.known, request.left, request.first_token = request.input, request.output, -1.0
+        self.kernel.route(self._enter, request)

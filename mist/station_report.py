@@ -1,0 +1,77 @@
+"""What stations and hosts did, and what they cost."""
+
+from dataclasses import dataclass
+
+from mist.clients.host import Host, HostSpec
+from mist.clients.station import Station, StationSpec
+from mist.price import PriceList
+
+
+@dataclass(frozen=True)
+class StationReport:
+    """What one station is and how busy it was, over the whole run."""
+
+    service: str  # the model, or how service times come about
+    place: str  # "2 x l4", the host, or nothing
+    servers: int | None
+    devices: int
+    tasks: int
+    batches: int
+    mean_batch: float  # tasks
+    utilization: float | None  # share of time a server was busy; None of servers without limit
+    busy_servers: float  # on average over time
+    joules: float  # drawn by devices of its own
+    dollars_per_hour: float
+
+
+@dataclass(frozen=True)
+class HostReport:
+    """What one host is and how busy it was, over the whole run."""
+
+    hardware: str
+    cores: int
+    core_utilization: float
+    bandwidth_utilization: float
+    joules: float
+    dollars_per_hour: float
+
+
+def station_report(station: Station, price: PriceList, elapsed: float) -> StationReport:
+    """``elapsed`` seconds of the run."""
+    spec, busy = station.spec, station.busy_by_now / elapsed if elapsed else 0.0
+    return StationReport(
+        service=spec.service,
+        place=f"{spec.devices} x {spec.place}" if spec.devices else spec.place,
+        servers=spec.servers,
+        devices=spec.devices,
+        tasks=station.tasks,
+        batches=station.batches,
+        mean_batch=station.tasks / station.batches if station.batches else 0.0,
+        utilization=None if spec.servers is None else busy / spec.servers,
+        busy_servers=busy,
+        joules=station.server.joules(elapsed),
+        dollars_per_hour=station_dollars(spec, price),
+    )
+
+
+def host_report(host: Host, price: PriceList, elapsed: float) -> HostReport:
+    """``elapsed`` seconds of the run."""
+    spec = host.spec
+    return HostReport(
+        hardware=spec.hardware.name,
+        cores=spec.cores,
+        core_utilization=host.cores.used / (spec.cores * elapsed) if elapsed else 0.0,
+        bandwidth_utilization=host.memory.used / (spec.hardware.memory_bandwidth * elapsed) if elapsed else 0.0,
+        joules=host.joules(elapsed),
+        dollars_per_hour=host_dollars(spec, price),
+    )
+
+
+def station_dollars(spec: StationSpec, price: PriceList) -> float:
+    """Per hour, of devices of its own."""
+    return spec.devices * price.of(spec.place) if spec.devices else 0.0
+
+
+def host_dollars(spec: HostSpec, price: PriceList) -> float:
+    """Per hour."""
+    return price.of(spec.hardware.name) if spec.price is None else spec.price
