@@ -1,0 +1,186 @@
+"""Least squares over replays: the scalars with which the simulator comes nearest to what was measured."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import OptimizeResult, least_squares
+from scipy.stats import t as student
+
+from mist.calibration.scalars import SCALARS, Floats, Unidentified, unidentified
+from mist.errors import InputError
+
+Values = Mapping[str, float]  # scalars in seconds
+Errors = Callable[[Values], Floats]
+
+FAR = 0.1  # relative error from which a figure counts as an outlier, until the spread of its metric is known
+OUTLIER = 2.0  # the same in spreads of its metric
+NOISE = 0.01  # spread of a metric that fits better than this, where nobody has measured its noise
+ROUNDS = 8  # Jacobians of one least-squares problem at most; each costs one replay per scalar
+RESAMPLES = 2000  # of the bootstrap
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A scalar: its base and fitted value and 95 % confidence interval, seconds.
+
+    ``low`` and ``high`` are None where it was held (``why``) or lies at its bound 0.
+    """
+
+    name: str
+    base: float
+    value: float
+    low: float | None = None
+    high: float | None = None
+    why: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Which figure of which cell an error belongs to, and its noise where known."""
+
+    cell: int
+    figure: str
+    noise: float | None
+
+
+def fit(
+    errors: Errors, targets: Sequence[Target], base: Values, held: Mapping[str, str], changes: Values = SCALARS
+) -> list[Estimate]:
+    """Estimates of all scalars; those ``held`` (name -> why) and those the data cannot tell keep their base value.
+
+    ``errors`` are the relative errors of ``targets``, ``changes`` those by which each scalar's effect is tried. Raises InputError where nothing can be told.
+    """
+    free = [name for name in SCALARS if name not in held]
+    lost: list[Unidentified] = []
+    values, at = dict(base), dict(base)
+    found: _Solution | None = None
+    while free:
+        problem = _Problem(errors, free, values, targets, changes)
+        given_up = unidentified(problem.jacobian(problem.start(at)), free)
+        if given_up is None:
+            found = problem.solve(at)
+            at = {**values, **dict(zip(free, found.values, strict=True))}
+            given_up = unidentified(problem.jacobian(problem.start(at)), free)
+        if given_up is None:
+            break
+        lost.append(given_up)
+        free.remove(given_up.scalar)
+        at[given_up.scalar] = values[given_up.scalar]
+    if not free or found is None:
+        raise InputError("", ", ".join(SCALARS), "; ".join(f"{one.scalar} {one.why}" for one in lost) or "all are held")
+    told = {one.scalar: one for one in lost}
+    return [_estimate(name, base, found, free, held, told) for name in SCALARS]
+
+
+def _estimate(
+    name: str,
+    base: Values,
+    found: "_Solution",
+    free: Sequence[str],
+    held: Mapping[str, str],
+    lost: Mapping[str, Unidentified],
+) -> Estimate:
+    if name in free:
+        position = free.index(name)
+        low, high = found.intervals[position] or (None, None)
+        at_bound = found.intervals[position] is None
+        why = "at its bound 0: without it, predictions are too slow already" if at_bound else ""
+        return Estimate(name, base[name], float(found.values[position]), low, high, why)
+    if name in lost:
+        return Estimate(name, base[name], base[name], why=lost[name].why, remedy=lost[name].remedy)
+    return Estimate(name, base[name], base[name], why=held[name])
+
+
+@dataclass(frozen=True, eq=False)
+class _Solution:
+    values: Floats  # s
+    intervals: Sequence[tuple[float, float] | None]
+
+
+class _Problem:
+    """Some scalars, in units of their trial changes; the others as they are."""
+
+    def __init__(
+        self, errors: Errors, free: Sequence[str], fixed: Values, targets: Sequence[Target], changes: Values
+    ) -> None:
+        self._errors, self._free, self._fixed, self._targets = errors, free, fixed, targets
+        self._units = np.array([changes[name] for name in free])
+
+    def start(self, values: Values) -> Floats:
+        return np.array([values[name] for name in self._free]) / self._units
+
+    def at(self, x: Floats) -> Floats:
+        return self._errors({**self._fixed, **dict(zip(self._free, (x * self._units).tolist(), strict=True))})
+
+    def jacobian(self, x: Floats) -> Floats:
+        """By forward differences over whole changes: replays are smooth in pieces, and small ones would see the pieces."""
+        here = self.at(x)
+        return np.column_stack([self.at(x + unit) - here for unit in np.eye(len(x))])
+
+    def solve(self, values: Values) -> _Solution:
+        """Twice: all figures alike, then each metric in units of its own spread."""
+        first = self._least(self.start(values), np.full(len(self._targets), FAR))
+        scale = OUTLIER * _spreads(self.at(first.x), self._targets)
+        last = self._least(first.x, scale)
+        return _Solution(last.x * self._units, self._intervals(last))
+
+    def _least(self, start: Floats, scale: Floats) -> OptimizeResult:
+        return least_squares(
+            lambda x: self.at(x) / scale,
+            start,
+            lambda x: self.jacobian(x) / scale[:, None],
+            bounds=(0, np.inf),
+            method="dogbox",
+            loss="soft_l1",
+            ftol=1e-4,
+            xtol=1e-3,
+            gtol=1e-6,
+            max_nfev=ROUNDS,
+        )
+
+    def _intervals(self, found: OptimizeResult) -> list[tuple[float, float] | None]:
+        """The wider of two: from the Jacobian and the residual variance, and from resampled cells."""
+        inside = np.flatnonzero(found.active_mask == 0)
+        # least_squares scales its Jacobian for the loss; these residuals go with it (Triggs et al. 2000, section 4.3)
+        jacobian, residual = found.jac[:, inside], found.fun * (1 + found.fun**2) ** 0.25
+        freedom = len(residual) - len(inside)
+        curvature = np.linalg.inv(jacobian.T @ jacobian)
+        spread = np.sqrt(np.diag(curvature) * (2 * found.cost / freedom))
+        half = student.ppf((1 + CONFIDENCE) / 2, freedom) * spread
+        moves = _bootstrap(jacobian, residual, np.array([target.cell for target in self._targets]))
+        tail = 100 * (1 - CONFIDENCE) / 2
+        low = np.minimum(-half, np.percentile(moves, tail, axis=0)) if len(moves) else -half
+        high = np.maximum(half, np.percentile(moves, 100 - tail, axis=0)) if len(moves) else half
+        units = self._units[inside]
+        both = np.column_stack([np.maximum(found.x[inside] + low, 0.0), found.x[inside] + high]) * units[:, None]
+        told: list[tuple[float, float] | None] = [None] * len(found.x)
+        for position, (least, most) in zip(inside, both.tolist(), strict=True):
+            told[int(position)] = (least, most)
+        return told
+
+
+def _spreads(errors: Floats, targets: Sequence[Target]) -> Floats:
+    """The scale of each figure's errors: 1.4826 median absolute error of its kind (Rousseeuw and Croux 1993), or noise."""
+    figures = np.array([target.figure for target in targets])
+    noise = np.array([target.noise or NOISE for target in targets])
+    typical = {name: 1.4826 * float(np.median(np.abs(errors[figures == name]))) for name in set(figures.tolist())}
+    return np.maximum(noise, [typical[target.figure] for target in targets])
+
+
+def _bootstrap(jacobian: Floats, residual: Floats, cells: NDArray[np.int64]) -> Floats:
+    """How far the solution of the linearised problem moves when cells are drawn anew, with replacement; none of
+    fewer cells than three times the scalars, whose draws would often be singular."""
+    names = np.unique(cells)
+    count = jacobian.shape[1]
+    if len(names) < 3 * count:
+        return np.empty((0, count))
+    squares = np.array([jacobian[cells == c].T @ jacobian[cells == c] for c in names])
+    slopes = np.array([jacobian[cells == c].T @ residual[cells == c] for c in names])
+    draws = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
+    curvatures, gradients = np.tensordot(draws, squares, 1), draws @ slopes
+    moves: Floats = -np.einsum("rij,rj->ri", np.linalg.pinv(curvatures), gradients)
+    return moves
