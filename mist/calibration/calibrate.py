@@ -73,7 +73,7 @@ def calibrate(
     sheet = build(EngineProfile, safe_load(choice_file("engine", engine).read_text(encoding="utf-8")), "engine")
     given = {name: f"engine.{name}" for name in SCALARS if any(a.endswith(f"engine.{name}") for a in own)}
     base = {name: getattr(sheet, name) for name in SCALARS}
-    replays = _Replays(known, own, base, [name for name in SCALARS if name not in given], each)
+    replays = _Replays(known, own, [name for name in SCALARS if name not in given], each)
     before = replays.figures(base)
     usable = [index for index, answer in enumerate(before) if not isinstance(answer, str)]
     targets = [
@@ -87,7 +87,11 @@ def calibrate(
         problems = dict.fromkeys(answer for answer in before if isinstance(answer, str))
         raise InputError("", ", ".join(files), "no cell can be replayed: " + "; ".join(problems))
     told = {name: f"given: {address}={_of(own, address)}" for name, address in given.items()}
-    changes = {**SCALARS, "front_end": _decode_step(known) or SCALARS["front_end"]}
+    changes = {
+        **SCALARS,
+        "front_end": _decode_step([known[index] for index in {target.cell: None for target in targets}])
+        or SCALARS["front_end"],
+    }
     estimates = fit(lambda values: replays.errors(values, targets), targets, base, told, changes)
     after = replays.figures({one.name: one.value for one in estimates})
     compared = [*_compared(known, before, held, BEFORE), *_compared(known, after, held, AFTER)]
@@ -96,9 +100,9 @@ def calibrate(
     return Calibration(engine, perf, estimates, compared, fitted, counted, replays.done, own)
 
 
-def _decode_step(known: Sequence[Measured]) -> float | None:
-    """The median time per token over the cells that tell one, s."""
-    times = [cell.figures[name] for cell in known for name in ("tpot_mean", "itl_mean") if name in cell.figures]
+def _decode_step(cells: Sequence[Measured]) -> float | None:
+    """The median time per token over the figures of ``cells`` that tell one, s."""
+    times = [cell.figures[name] for cell in cells for name in ("tpot_mean", "itl_mean") if name in cell.figures]
     return float(np.median(times)) if times else None
 
 
@@ -119,9 +123,7 @@ def _only(known: Sequence[Measured], own: Overrides, name: str) -> str:
 class _Replays:
     """The cells, replayed with any scalars; equal scalars are replayed once."""
 
-    def __init__(
-        self, known: Sequence[Measured], own: Overrides, base: Values, free: Sequence[str], each: Replayed
-    ) -> None:
+    def __init__(self, known: Sequence[Measured], own: Overrides, free: Sequence[str], each: Replayed) -> None:
         self._cells, self._own, self._free, self._each = known, own, free, each
         self._kept: dict[tuple[int, tuple[float, ...]], Figures | str] = {}
         self.done = 0
@@ -137,7 +139,7 @@ class _Replays:
             answer = self._figures(target.cell, values)
             measured = self._cells[target.cell].figures[target.figure]
             found.append(WRONG if isinstance(answer, str) else answer[target.figure] / measured - 1)
-        return np.minimum(np.array(found), WRONG)
+        return np.minimum(np.array(found, dtype=np.float64), WRONG)
 
     def _figures(self, index: int, values: Values) -> Figures | str:
         key = index, tuple(values[name] for name in self._free)

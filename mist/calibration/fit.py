@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.optimize import OptimizeResult, least_squares
 from scipy.stats import t as student
 
-from mist.calibration.scalars import SCALARS, Floats, Unidentified, unidentified
+from mist.calibration.scalars import SCALARS, Floats, unidentified
 from mist.errors import InputError
 
 Values = Mapping[str, float]  # scalars in seconds
@@ -20,6 +20,7 @@ NOISE = 0.01  # spread of a metric that fits better than this, where nobody has 
 ROUNDS = 8  # Jacobians of one least-squares problem at most; each costs one replay per scalar
 RESAMPLES = 2000  # of the bootstrap
 CONFIDENCE = 0.95
+AT_ZERO = "is at its bound 0: predictions are too slow even without it"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Estimate:
     why: str = ""
     remedy: str = ""
 
+    @property
+    def at_zero(self) -> bool:
+        """Whether it lies at its bound: less overhead than none cannot be."""
+        return self.why == AT_ZERO
+
 
 @dataclass(frozen=True)
 class Target:
@@ -52,53 +58,59 @@ def fit(
 ) -> list[Estimate]:
     """Estimates of all scalars; those ``held`` (name -> why) and those the data cannot tell keep their base value.
 
-    ``errors`` are the relative errors of ``targets``, ``changes`` those by which each scalar's effect is tried. Raises InputError where nothing can be told.
+    ``errors`` are the relative errors of ``targets``, ``changes`` those by which each scalar's effect is tried.
+    A scalar that ends at 0 stays there, and those that could not be told apart from it are tried anew: there is too
+    much overhead, and they may be it. Raises InputError where nothing can be told.
     """
-    free = [name for name in SCALARS if name not in held]
-    lost: list[Unidentified] = []
-    values, at = dict(base), dict(base)
-    found: _Solution | None = None
-    while free:
-        problem = _Problem(errors, free, values, targets, changes)
-        given_up = unidentified(problem.jacobian(problem.start(at)), free)
+    settled = {name: Estimate(name, base[name], base[name], why=why) for name, why in held.items()}
+    values = dict(base)
+    while True:
+        free = [name for name in SCALARS if name not in settled]
+        found = _told_apart(errors, targets, free, values, changes)
+        at_zero = [one for one in found if one.at_zero]
+        if not at_zero or not any(one.remedy and one.base > 0 for one in found):
+            break
+        settled |= {one.name: one for one in at_zero}
+        values |= {one.name: 0.0 for one in at_zero}
+    if not any(one.low is not None or one.at_zero for one in [*found, *settled.values()]):
+        raise InputError("", ", ".join(SCALARS), "; ".join(f"{one.name} {one.why}" for one in found) or "all are given")
+    estimates = settled | {one.name: one for one in found}
+    return [estimates[name] for name in SCALARS]
+
+
+def _told_apart(
+    errors: Errors, targets: Sequence[Target], free: Sequence[str], values: Values, changes: Values
+) -> list[Estimate]:
+    """Estimates of ``free`` scalars, one after the other given up until the data tell the rest apart, before the fit
+    and after it."""
+    lost: list[Estimate] = []
+    at = dict(values)
+    while kept := [name for name in free if name not in {one.name for one in lost}]:
+        problem = _Problem(errors, kept, values, targets, changes)
+        given_up, found = unidentified(problem.jacobian(problem.start(at)), kept), None
         if given_up is None:
             found = problem.solve(at)
-            at = {**values, **dict(zip(free, found.values, strict=True))}
-            given_up = unidentified(problem.jacobian(problem.start(at)), free)
-        if given_up is None:
-            break
-        lost.append(given_up)
-        free.remove(given_up.scalar)
-        at[given_up.scalar] = values[given_up.scalar]
-    if not free or found is None:
-        raise InputError("", ", ".join(SCALARS), "; ".join(f"{one.scalar} {one.why}" for one in lost) or "all are held")
-    told = {one.scalar: one for one in lost}
-    return [_estimate(name, base, found, free, held, told) for name in SCALARS]
-
-
-def _estimate(
-    name: str,
-    base: Values,
-    found: "_Solution",
-    free: Sequence[str],
-    held: Mapping[str, str],
-    lost: Mapping[str, Unidentified],
-) -> Estimate:
-    if name in free:
-        position = free.index(name)
-        low, high = found.intervals[position] or (None, None)
-        at_bound = found.intervals[position] is None
-        why = "at its bound 0: without it, predictions are too slow already" if at_bound else ""
-        return Estimate(name, base[name], float(found.values[position]), low, high, why)
-    if name in lost:
-        return Estimate(name, base[name], base[name], why=lost[name].why, remedy=lost[name].remedy)
-    return Estimate(name, base[name], base[name], why=held[name])
+            at |= dict(zip(kept, found.values.tolist(), strict=True))
+            given_up = unidentified(problem.jacobian(problem.start(at)), kept)
+        if given_up is None and found is not None:
+            return [*lost, *(found.estimate(i, name, values[name]) for i, name in enumerate(kept))]
+        assert given_up is not None
+        name = given_up.scalar
+        lost.append(Estimate(name, values[name], values[name], why=given_up.why, remedy=given_up.remedy))
+        at[name] = values[name]
+    return lost
 
 
 @dataclass(frozen=True, eq=False)
 class _Solution:
     values: Floats  # s
-    intervals: Sequence[tuple[float, float] | None]
+    intervals: Sequence[tuple[float, float] | None]  # None at the bound
+
+    def estimate(self, position: int, name: str, base: float) -> Estimate:
+        value, interval = float(self.values[position]), self.intervals[position]
+        if interval is None:
+            return Estimate(name, base, 0.0, why=AT_ZERO)
+        return Estimate(name, base, value, *interval)
 
 
 class _Problem:
@@ -111,13 +123,14 @@ class _Problem:
         self._units = np.array([changes[name] for name in free])
 
     def start(self, values: Values) -> Floats:
-        return np.array([values[name] for name in self._free]) / self._units
+        x: Floats = np.array([values[name] for name in self._free]) / self._units
+        return x
 
     def at(self, x: Floats) -> Floats:
         return self._errors({**self._fixed, **dict(zip(self._free, (x * self._units).tolist(), strict=True))})
 
     def jacobian(self, x: Floats) -> Floats:
-        """By forward differences over whole changes: replays are smooth in pieces, and small ones would see the pieces."""
+        """By forward differences over the whole changes: replays are smooth only in pieces."""
         here = self.at(x)
         return np.column_stack([self.at(x + unit) - here for unit in np.eye(len(x))])
 
@@ -164,11 +177,13 @@ class _Problem:
 
 
 def _spreads(errors: Floats, targets: Sequence[Target]) -> Floats:
-    """The scale of each figure's errors: 1.4826 median absolute error of its kind (Rousseeuw and Croux 1993), or noise."""
+    """The scale of each figure's errors: 1.4826 times the median absolute error of its kind (Rousseeuw and Croux
+    1993, J. Am. Stat. Assoc. 88), or the noise if that is larger."""
     figures = np.array([target.figure for target in targets])
     noise = np.array([target.noise or NOISE for target in targets])
     typical = {name: 1.4826 * float(np.median(np.abs(errors[figures == name]))) for name in set(figures.tolist())}
-    return np.maximum(noise, [typical[target.figure] for target in targets])
+    spreads: Floats = np.maximum(noise, [typical[target.figure] for target in targets])
+    return spreads
 
 
 def _bootstrap(jacobian: Floats, residual: Floats, cells: NDArray[np.int64]) -> Floats:

@@ -17,8 +17,8 @@ SCALARS: Mapping[str, float] = {
     "request_overhead": 10e-6,
 }  # those named first are kept where the data cannot tell two apart
 
-# condition index from which scalars are taken as one: Belsley, Kuh and Welsch (1980), section 3.2, where 5 to 10 is a weak
-# dependency and 30 a strong one; what replays tell of a scalar's effect is good to a tenth, no better
+# condition index from which scalars are taken as one: Belsley, Kuh and Welsch (1980), section 3.2, where 5 to 10 is a
+# weak dependency and 30 a strong one; what replays tell of a scalar's effect is good to a tenth, no better
 COLLINEAR = 10.0
 INVOLVED = 0.3  # share of a singular direction from which a scalar belongs to it
 VISIBLE = 1e-4  # relative change of some figure that a scalar's trial change must make to be seen at all
@@ -46,9 +46,9 @@ class Unidentified(NamedTuple):
 def unidentified(jacobian: Floats, names: Sequence[str]) -> Unidentified | None:
     """The scalar to give up first, None where the data tell all of them apart.
 
-    ``jacobian`` holds the change of each relative error (rows) with each scalar's trial change (columns). A scalar without an
-    effect goes first; then, of the nearest dependency among columns of unit length (their smallest singular
-    value), the one named last in SCALARS; then the last one if there are not more figures than scalars.
+    ``jacobian`` holds the change of each relative error (rows) with each scalar's trial change (columns). A scalar
+    without an effect goes first; then, of the nearest dependency among columns of unit length (their smallest
+    singular value), the one named last in SCALARS; then the last one if there are not more figures than scalars.
     """
     sizes = np.abs(jacobian).max(axis=0, initial=0.0)
     for name, size in zip(names, sizes, strict=True):

@@ -53,8 +53,8 @@ def _head(answer: Calibration, files: Sequence[Path]) -> list[str]:
     told = " ".join(f"{address}={value}" for address, value in answer.overrides.items())
     said = [
         f"{answer.engine}, calibrated on {fitted} cells of {', '.join(file.name for file in files)}.",
-        f"By mist calibrate of MIST {__version__} on {today}, with perf={answer.perf}: overheads belong to both, so use it "
-        f"with that. Fitted: {', '.join(answer.fitted)}." + (f" Options: {told}." if told else ""),
+        f"By mist calibrate of MIST {__version__} on {today}, with perf={answer.perf}: overheads belong to both, so "
+        f"use it with that. Fitted: {', '.join(answer.fitted)}." + (f" Options: {told}." if told else ""),
         f"Data: {data}.",
         *_errors(answer),
     ]

@@ -19,11 +19,7 @@ def page(answer: Calibration, written: Path | None) -> RenderableType:
     head += f", {held} held out" if held else ""
     errors = table(Validation(answer.compared, answer.scores, (), {}))
     parts: list[RenderableType] = [Text(f"{head}; {answer.replays} replays"), Text(), errors, Text(), _scalars(answer)]
-    parts += [
-        Text(f"{one.name} {one.why}", "yellow")
-        for one in answer.estimates
-        if one.value == 0 and not one.remedy and one.why
-    ]
+    parts += [Text(f"{one.name} {one.why}", "yellow") for one in answer.estimates if one.at_zero]
     parts += [Text(note, "yellow") for one in answer.estimates if (note := unidentified(one))]
     if written is not None:
         parts += [Text(), Text(f"{written}: {usage(written)}")]
@@ -48,7 +44,7 @@ def interval(one: Estimate) -> str:
     """Its confidence interval, or why it has none."""
     if one.low is not None and one.high is not None:
         return f"{time(one.low)} to {time(one.high)}"
-    return "not identified" if one.remedy else "at its bound" if one.value == 0 and one.value != one.base else "held"
+    return "not identified" if one.remedy else "at its bound" if one.at_zero else "given"
 
 
 def time(seconds: float) -> str:
