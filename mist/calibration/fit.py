@@ -1,5 +1,6 @@
 """Least squares over replays: the scalars with which the simulator comes nearest to what was measured."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -52,6 +53,11 @@ class Target:
     figure: str
     noise: float | None
 
+    @property
+    def observed(self) -> tuple[int, str]:
+        """What was observed once, whatever the statistics of it: mean and P90 of one run err together."""
+        return self.cell, self.figure.rpartition("_")[0]
+
 
 def fit(
     errors: Errors, targets: Sequence[Target], base: Values, held: Mapping[str, str], changes: Values = SCALARS
@@ -87,11 +93,11 @@ def _told_apart(
     at = dict(values)
     while kept := [name for name in free if name not in {one.name for one in lost}]:
         problem = _Problem(errors, kept, values, targets, changes)
-        given_up, found = unidentified(problem.jacobian(problem.start(at)), kept), None
+        given_up, found = unidentified(problem.jacobian(problem.start(at)), kept, problem.observations), None
         if given_up is None:
             found = problem.solve(at)
             at |= dict(zip(kept, found.values.tolist(), strict=True))
-            given_up = unidentified(problem.jacobian(problem.start(at)), kept)
+            given_up = unidentified(problem.jacobian(problem.start(at)), kept, problem.observations)
         if given_up is None and found is not None:
             return [*lost, *(found.estimate(i, name, values[name]) for i, name in enumerate(kept))]
         assert given_up is not None
@@ -121,6 +127,9 @@ class _Problem:
     ) -> None:
         self._errors, self._free, self._fixed, self._targets = errors, free, fixed, targets
         self._units = np.array([changes[name] for name in free])
+        statistics = Counter(target.observed for target in targets)
+        self.observations = len(statistics)
+        self._share = np.sqrt([statistics[target.observed] for target in targets])  # an observation weighs as one
 
     def start(self, values: Values) -> Floats:
         x: Floats = np.array([values[name] for name in self._free]) / self._units
@@ -142,6 +151,7 @@ class _Problem:
         return _Solution(last.x * self._units, self._intervals(last))
 
     def _least(self, start: Floats, scale: Floats) -> OptimizeResult:
+        scale = scale * self._share
         return least_squares(
             lambda x: self.at(x) / scale,
             start,
@@ -160,7 +170,7 @@ class _Problem:
         inside = np.flatnonzero(found.active_mask == 0)
         # least_squares scales its Jacobian for the loss; these residuals go with it (Triggs et al. 2000, section 4.3)
         jacobian, residual = found.jac[:, inside], found.fun * (1 + found.fun**2) ** 0.25
-        freedom = len(residual) - len(inside)
+        freedom = self.observations - len(inside)
         curvature = np.linalg.inv(jacobian.T @ jacobian)
         spread = np.sqrt(np.diag(curvature) * (2 * found.cost / freedom))
         half = student.ppf((1 + CONFIDENCE) / 2, freedom) * spread

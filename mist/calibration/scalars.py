@@ -43,12 +43,13 @@ class Unidentified(NamedTuple):
     remedy: str
 
 
-def unidentified(jacobian: Floats, names: Sequence[str]) -> Unidentified | None:
+def unidentified(jacobian: Floats, names: Sequence[str], observations: int) -> Unidentified | None:
     """The scalar to give up first, None where the data tell all of them apart.
 
     ``jacobian`` holds the change of each relative error (rows) with each scalar's trial change (columns). A scalar
     without an effect goes first; then, of the nearest dependency among columns of unit length (their smallest
-    singular value), the one named last in SCALARS; then the last one if there are not more figures than scalars.
+    singular value), the one named last in SCALARS; then the last one if there are not more ``observations`` (of
+    which a figure may be one of several statistics) than scalars.
     """
     sizes = np.abs(jacobian).max(axis=0, initial=0.0)
     for name, size in zip(names, sizes, strict=True):
@@ -58,9 +59,11 @@ def unidentified(jacobian: Floats, names: Sequence[str]) -> Unidentified | None:
     if len(names) > 1 and (len(values) < len(names) or values[-1] * COLLINEAR <= values[0]):
         weakest = directions[-1] if len(values) == len(names) else np.ones(len(names))
         return _given_up([name for name, part in zip(names, weakest, strict=True) if abs(part) >= INVOLVED])
-    if len(jacobian) <= len(names):
+    if observations <= len(names):
         last = max(names, key=list(SCALARS).index)
-        return Unidentified(last, f"{len(jacobian)} figures cannot tell {len(names)} scalars", "more runs")
+        return Unidentified(
+            last, f"is one too many: {observations} observations cannot tell {len(names)} scalars", "more runs"
+        )
     return None
 
 

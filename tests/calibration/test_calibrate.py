@@ -130,20 +130,24 @@ def test_per_request_and_per_step_overhead_are_not_told_apart_at_one_concurrency
 
 def test_what_leaves_no_trace_is_named():
     seen = np.array([[0.1, 0.0], [0.2, 0.0], [0.1, 0.0]])
-    assert unidentified(seen, ["step_overhead", "front_end"])[:2] == ("front_end", "has no effect on what was measured")
+    assert unidentified(seen, ["step_overhead", "front_end"], 3)[:2] == (
+        "front_end",
+        "has no effect on what was measured",
+    )
 
 
 @pytest.mark.parametrize(("first", "second"), [("step_overhead", "request_overhead"), ("front_end", "mixed_overhead")])
 def test_columns_along_one_direction_give_up_the_later_scalar(first, second):
     column = np.array([0.1, 0.2, 0.3, 0.1])
     aside = np.array([1.0, -1.0, 0.0, 1.0]) / 40
-    assert unidentified(np.column_stack([column, 3 * column + aside / COLLINEAR]), [first, second]).scalar == second
-    assert unidentified(np.column_stack([column, column[::-1]]), [first, second]) is None
+    assert unidentified(np.column_stack([column, 3 * column + aside / COLLINEAR]), [first, second], 4).scalar == second
+    assert unidentified(np.column_stack([column, column[::-1]]), [first, second], 4) is None
 
 
-def test_there_are_more_figures_than_scalars():
-    assert unidentified(np.eye(2), ["step_overhead", "front_end"]).why == "2 figures cannot tell 2 scalars"
-    assert unidentified(np.eye(3)[:, :2] + 0.1, ["step_overhead", "front_end"]) is None
+def test_there_are_more_observations_than_scalars():
+    two = ["step_overhead", "front_end"]
+    assert "2 observations cannot tell 2 scalars" in unidentified(np.eye(2), two, 2).why
+    assert unidentified(np.eye(3)[:, :2] + 0.1, two, 3) is None
 
 
 def test_less_than_no_overhead_is_refused_and_told(benchmark):
