@@ -14,6 +14,7 @@ from mist.calibration.hold_out import held_out
 from mist.calibration.scalars import SCALARS, Floats
 from mist.catalog import choice_file
 from mist.errors import InputError, MistError
+from mist.overrides import parse
 from mist.perf.engine import EngineProfile
 from mist.validation.harness import Overrides, Unanswered
 from mist.validation.replay import Comparison
@@ -66,13 +67,15 @@ def calibrate(
     A scalar given in ``own`` (``engine.front_end``) is held there. ``each`` is told how many replays are done.
     Raises InputError for files that are none, a deployment that is not said, and data that tell no scalar.
     """
-    check_overrides(" ".join(f"{address}={value}" for address, value in own.items() if " " not in value))
+    check_overrides(own)
     known = cells(files, own)
     held = held_out(known, hold_out)
     engine, perf = (_only(known, own, name) for name in ("engine", "perf"))
-    sheet = build(EngineProfile, safe_load(choice_file("engine", engine).read_text(encoding="utf-8")), "engine")
+    sheet = safe_load(choice_file("engine", engine).read_text(encoding="utf-8"))
     given = {name: f"engine.{name}" for name in SCALARS if any(a.endswith(f"engine.{name}") for a in own)}
-    base = {name: getattr(sheet, name) for name in SCALARS}
+    sheet |= {name: parse(f"{address}={_of(own, address)}").value for name, address in given.items()}
+    profile = build(EngineProfile, sheet, "engine")
+    base = {name: getattr(profile, name) for name in SCALARS}
     replays = _Replays(known, own, [name for name in SCALARS if name not in given], each)
     before = replays.figures(base)
     usable = [index for index, answer in enumerate(before) if not isinstance(answer, str)]

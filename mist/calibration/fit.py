@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import OptimizeResult, least_squares
+from scipy.optimize import least_squares
 from scipy.stats import t as student
 
 from mist.calibration.scalars import SCALARS, Floats, unidentified
@@ -18,7 +18,8 @@ Errors = Callable[[Values], Floats]
 FAR = 0.1  # relative error from which a figure counts as an outlier, until the spread of its metric is known
 OUTLIER = 2.0  # the same in spreads of its metric
 NOISE = 0.01  # spread of a metric that fits better than this, where nobody has measured its noise
-ROUNDS = 8  # Jacobians of one least-squares problem at most; each costs one replay per scalar
+WIDTHS = (1.0, 0.5, 0.25)  # of differences, in trial changes
+ROUNDS = 6  # Jacobians of one search at most; each costs one replay of every cell per scalar
 RESAMPLES = 2000  # of the bootstrap
 CONFIDENCE = 0.95
 AT_ZERO = "is at its bound 0: predictions are too slow even without it"
@@ -138,51 +139,57 @@ class _Problem:
     def at(self, x: Floats) -> Floats:
         return self._errors({**self._fixed, **dict(zip(self._free, (x * self._units).tolist(), strict=True))})
 
-    def jacobian(self, x: Floats) -> Floats:
-        """By forward differences over the whole changes: replays are smooth only in pieces."""
+    def jacobian(self, x: Floats, width: float = 1.0) -> Floats:
+        """By forward differences over whole trial changes, or a share of them: replays are smooth only in pieces."""
         here = self.at(x)
-        return np.column_stack([self.at(x + unit) - here for unit in np.eye(len(x))])
+        return np.column_stack([self.at(x + width * unit) - here for unit in np.eye(len(x))]) / width
 
     def solve(self, values: Values) -> _Solution:
         """Twice: all figures alike, then each metric in units of its own spread."""
-        first = self._least(self.start(values), np.full(len(self._targets), FAR))
-        scale = OUTLIER * _spreads(self.at(first.x), self._targets)
-        last = self._least(first.x, scale)
-        return _Solution(last.x * self._units, self._intervals(last))
+        first = self._least(self.start(values), np.full(len(self._targets), FAR) * self._share)
+        scale = OUTLIER * _spreads(self.at(first), self._targets) * self._share
+        x = self._least(first, scale)
+        return _Solution(x * self._units, self._intervals(x, scale))
 
-    def _least(self, start: Floats, scale: Floats) -> OptimizeResult:
-        scale = scale * self._share
-        return least_squares(
-            lambda x: self.at(x) / scale,
-            start,
-            lambda x: self.jacobian(x) / scale[:, None],
-            bounds=(0, np.inf),
-            method="dogbox",
-            loss="soft_l1",
-            ftol=1e-4,
-            xtol=1e-3,
-            gtol=1e-6,
-            max_nfev=ROUNDS,
-        )
+    def _least(self, start: Floats, scale: Floats) -> Floats:
+        """The best of searches with ever narrower differences, each from where the last one stopped: a stair that
+        holds one of them up is none to the next."""
+        best, least = start, np.inf
+        for width in WIDTHS:
+            found = least_squares(
+                lambda x: self.at(x) / scale,
+                best,
+                lambda x, width=width: self.jacobian(x, width) / scale[:, None],
+                bounds=(0, np.inf),
+                method="dogbox",
+                loss="soft_l1",
+                ftol=1e-4,
+                xtol=1e-3,
+                gtol=1e-6,
+                max_nfev=ROUNDS,
+            )
+            if found.cost < least:
+                best, least = found.x, found.cost
+        return best
 
-    def _intervals(self, found: OptimizeResult) -> list[tuple[float, float] | None]:
+    def _intervals(self, x: Floats, scale: Floats) -> list[tuple[float, float] | None]:
         """The wider of two: from the Jacobian and the residual variance, and from resampled cells."""
-        inside = np.flatnonzero(found.active_mask == 0)
-        # least_squares scales its Jacobian for the loss; these residuals go with it (Triggs et al. 2000, section 4.3)
-        jacobian, residual = found.jac[:, inside], found.fun * (1 + found.fun**2) ** 0.25
+        inside, errors = np.flatnonzero(x > 0), self.at(x) / scale
+        # residuals and Jacobian as soft_l1 weighs them (Triggs et al. 2000, Bundle adjustment, section 4.3)
+        residual = errors * (1 + errors**2) ** 0.25
+        jacobian = (self.jacobian(x) / (scale * (1 + errors**2) ** 0.75)[:, None])[:, inside]
         freedom = self.observations - len(inside)
-        curvature = np.linalg.inv(jacobian.T @ jacobian)
-        spread = np.sqrt(np.diag(curvature) * (2 * found.cost / freedom))
+        loss = float(np.sum(np.sqrt(1 + errors**2) - 1))
+        spread = np.sqrt(np.diag(np.linalg.inv(jacobian.T @ jacobian)) * (2 * loss / freedom))
         half = student.ppf((1 + CONFIDENCE) / 2, freedom) * spread
         moves = _bootstrap(jacobian, residual, np.array([target.cell for target in self._targets]))
         tail = 100 * (1 - CONFIDENCE) / 2
         low = np.minimum(-half, np.percentile(moves, tail, axis=0)) if len(moves) else -half
         high = np.maximum(half, np.percentile(moves, 100 - tail, axis=0)) if len(moves) else half
-        units = self._units[inside]
-        both = np.column_stack([np.maximum(found.x[inside] + low, 0.0), found.x[inside] + high]) * units[:, None]
-        told: list[tuple[float, float] | None] = [None] * len(found.x)
-        for position, (least, most) in zip(inside, both.tolist(), strict=True):
-            told[int(position)] = (least, most)
+        both = np.column_stack([np.maximum(x[inside] + low, 0.0), x[inside] + high]) * self._units[inside, None]
+        told: list[tuple[float, float] | None] = [None] * len(x)
+        for position, (least, most) in zip(inside.tolist(), both.tolist(), strict=True):
+            told[position] = (least, most)
         return told
 
 

@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf, isinf
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from yaml import safe_load
 
 from mist.calibration.run import Run
+from mist.catalog import choice_file
 from mist.errors import InputError
 from mist.validation.harness import BENCHMARK, Facts, Harness, OpenLoopBench, Overrides, TraceReplay, composed, lengths
 from mist.validation.harness import outcome as served
@@ -84,8 +87,11 @@ def deployment(run: Run, own: Overrides) -> Overrides:
     """The overrides that a run's file tells: model and engine where conf/ knows them, the engine's scheduler."""
     said = {"model": run.model, "engine": run.engine}
     found = {role: name for role, value in said.items() if (name := _known(role, value))}
-    engine = own.get("engine", found.get("engine", ""))
-    scheduler = SCHEDULERS.get(engine.partition("_")[0])
+    engine = own.get("engine", found.get("engine"))
+    if engine is None:
+        return found
+    sheet: dict[str, Any] = safe_load(choice_file("engine", engine).read_text(encoding="utf-8"))
+    scheduler = SCHEDULERS.get(sheet["name"])
     return found | ({"scheduler": scheduler} if scheduler else {})
 
 

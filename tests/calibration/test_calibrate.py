@@ -99,7 +99,7 @@ def test_a_scalar_that_is_given_is_held_there(several):
     own = {**OWN, "engine.front_end": "25 ms", "engine.mixed_overhead": "8 ms"}
     estimates = {one.name: one for one in calibrate(several(), own).estimates}
     assert estimates["front_end"].why == "given: engine.front_end=25 ms"
-    assert estimates["front_end"].low is None
+    assert (estimates["front_end"].value, estimates["front_end"].low) == (25e-3, None)
     for name in ("step_overhead", "request_overhead"):
         assert estimates[name].value == pytest.approx(TRUE[name], rel=0.05)
 
@@ -181,6 +181,8 @@ def test_a_written_profile_composes_and_is_what_was_fitted(several, tmp_path, mo
     for scalar, truth in TRUE.items():
         value, unit = written[scalar].split()
         assert isclose(float(value) * {"ms": 1e-3, "us": 1e-6}[unit], truth, rel_tol=0.05)
+    again = calibrate(files, {**OWN, "engine": "mine"})  # whatever its name, it is replayed as the engine it is of
+    assert all(score.mape < 0.01 for score in again.scores if score.variant == BEFORE)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +240,16 @@ def test_columns_of_a_table_of_runs_are_replayed_and_can_be_held_out(tmp_path, c
     answer = json.loads(capsys.readouterr().out)
     assert set(answer["scalars"]) == set(SCALARS)
     assert {score["part"] for score in answer["scores"]} == {"all", "calibration", "held out"}
+
+
+@pytest.mark.parametrize("rate", ["3", "inf"])
+def test_an_offered_rate_is_replayed_open_loop(tmp_path, rate):
+    table = "model,backend,rate,input,output,requests,mean_ttft_ms,mean_itl_ms\n"
+    rows = [f"llama-3.1-8b,vllm,{rate},512,{n},40,{60 + n},{11 + n / 64}" for n in (32, 64, 128)]
+    (tmp_path / "runs.csv").write_text(table + "\n".join(rows))
+    answer = calibrate([str(tmp_path / "runs.csv")], OWN)
+    assert answer.cells == (3, 0)
+    assert answer.fitted == ["ttft_mean", "itl_mean"]
 
 
 @pytest.mark.skipif("MIST_DATA" not in os.environ, reason="MIST_DATA names no folder of measurements")
