@@ -180,7 +180,8 @@ def test_a_written_profile_composes_and_is_what_was_fitted(several, tmp_path, mo
     written = yaml.safe_load(text)
     for scalar, truth in TRUE.items():
         value, unit = written[scalar].split()
-        assert isclose(float(value) * {"ms": 1e-3, "us": 1e-6}[unit], truth, rel_tol=0.05)
+        step = 7e-3 if scalar == "front_end" else 0.0  # TTFT climbs in stairs of one engine step
+        assert isclose(float(value) * {"ms": 1e-3, "us": 1e-6}[unit], truth, rel_tol=0.05, abs_tol=step)
     again = calibrate(files, {**OWN, "engine": "mine"})  # whatever its name, it is replayed as the engine it is of
     assert all(score.mape < 0.01 for score in again.scores if score.variant == BEFORE)
 
