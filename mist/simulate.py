@@ -138,10 +138,12 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
     start = -_instant(traffic, -warm) / rate
     length = cycle / rate
     kernel.run(until=start)
+    kernel.now = max(kernel.now, start)  # energy is drawn between events too
     backlogs, drawn = [cluster.in_flight], [cluster.joules]
     for look in range(1, ceil(LOOKS * (1 + scenario.window.patience)) + 1):
         now = start + length * look / LOOKS
         kernel.run(until=now)
+        kernel.now = now
         if look <= LOOKS:
             backlogs.append(cluster.in_flight)
             drawn.append(cluster.joules)
