@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from mist.clients.host import Host
 from mist.clients.batches import Batches
+from mist.clients.host import Host
 from mist.clients.station import Server, Task, check_station
 from mist.errors import Infeasible
 from mist.hardware import HardwareSpec
