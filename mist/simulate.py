@@ -139,18 +139,19 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
     length = cycle / rate
     kernel.run(until=start)
     kernel.now = max(kernel.now, start)  # energy is drawn between events too
-    backlogs, drawn = [cluster.in_flight], [cluster.joules]
+    backlogs, before, drawn = [cluster.in_flight], cluster.joules, 0.0
     for look in range(1, ceil(LOOKS * (1 + scenario.window.patience)) + 1):
         now = start + length * look / LOOKS
         kernel.run(until=now)
         kernel.now = now
         if look <= LOOKS:
             backlogs.append(cluster.in_flight)
-            drawn.append(cluster.joules)
         cohort = requests[warm : warm + cycle]
-        if look == LOOKS and unstable(cycle, backlogs[0], backlogs[-1]):
-            break
-        if stop(cohort, now) or (look >= LOOKS and all(r.finished >= 0 or r.refused or r.lost for r in cohort)):
+        over = look == LOOKS and unstable(cycle, backlogs[0], backlogs[-1])
+        over = over or stop(cohort, now)
+        if look == LOOKS or (over and look < LOOKS):
+            drawn = cluster.joules - before
+        if over or (look >= LOOKS and all(r.finished >= 0 or r.refused or r.lost for r in cohort)):
             break
     kernel.clear()
     window = Observed(
@@ -160,7 +161,7 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
         cycle,
         backlogs[0],
         backlogs[-1],
-        drawn[-1] - drawn[0],
+        drawn,
     )
     return outcome(scenario, cluster, requests, rate, window, tuple(traffic.sizes()))
 

@@ -24,6 +24,14 @@ class LLMClient:
     after its first. ``watch`` sees every step or leap as it begins, and preemptions that leave nothing to step.
     """
 
+    # CPython 3.11 slows the attributes of an object that has more than thirty of them in a dict.
+    __slots__ = (
+        "_admissions", "_awake", "_decode", "_expected", "_extended", "_fetching", "_landed", "_leap", "_prefilling",
+        "_running", "_stamp", "_step", "busy", "decodes", "failed", "finished", "granted", "kernel", "kv", "leaps",
+        "line", "load", "name", "power", "preempted", "preemptions", "prefilled", "scheduler", "steps", "steptimes",
+        "watch",
+    )  # fmt: skip
+
     def __init__(
         self,
         kernel: Kernel,
