@@ -58,8 +58,14 @@ def refuse_unmeetable(scenario: Scenario, traffic: Traffic, result: Result) -> N
     limit = _unmet(scenario.slo, alone.requests)
     if limit is not None:
         fastest = min(measured(limit.metric, alone.requests), default=inf)
-        why = f"no request can meet it, even alone on the deployment: the fastest takes {fastest:.3g} s"
+        told = f"the fastest takes {fastest:.3g} s" if fastest < inf else f"none is answered ({_unanswered(alone)})"
+        why = f"no request can meet it, even alone on the deployment: {told}"
         raise UnmeetableSLO(f"slo.{limit.name}", f"{limit.limit:g} s", why)
+
+
+def _unanswered(result: Result) -> str:
+    """Why a request was not."""
+    return next((r.refused or r.lost for r in result.requests if r.refused or r.lost), "the run ended before")
 
 
 def _unmet(slo: SLO, requests: Sequence[Request]) -> Limit | None:
