@@ -126,8 +126,10 @@ class Cluster:
             self.lost += 1
         else:
             self.completed += 1
-        service.judge(request)
-        self._tell(request)
+        if service.scalers:
+            service.judge(request)
+        if self.ended is not None:
+            self.ended(request)
 
     def _answered(self, query: Query) -> None:
         """A query is finished, refused or lost."""

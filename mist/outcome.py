@@ -170,7 +170,7 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float, window: Observed, requ
         kv_blocks=pool.blocks,
         kv_tokens=pool.blocks * spec.engine.block_tokens,
         kv_peak=max(client.kv.peak for client in clients) / pool.blocks,
-        utilization=sum(client.busy for client in clients) / up_seconds if up_seconds else 0.0,
+        utilization=sum(client.busy_by_now for client in clients) / up_seconds if up_seconds else 0.0,
         preemptions=sum(client.preemptions for client in clients),
         steps=sum(client.steps for client in clients),
         dollars_per_hour=spec.replica.devices * replicas * scenario.price.of(spec.hardware.name),

@@ -222,10 +222,10 @@ class Pool:
         return hop_time(self.spec.replica, tokens, stage, getattr(self.spec.perf, "link_efficiency", 1.0))
 
     def joules(self, now: float) -> float:
-        """Energy drawn so far."""
+        """Energy drawn so far, what was spent of the steps under way included."""
         hardware, devices = self.spec.hardware, self.spec.replica.devices
         rented = now * len(self.clients) if self.fleet is None else seconds(self.fleet.history(now))
-        stepping = sum(joules(hardware, devices, 0.0, client.load, client.busy) for client in self.everybody)
+        stepping = sum(joules(hardware, devices, 0.0, *client.worked()) for client in self.everybody)
         return joules(hardware, devices, rented, 0.0, 0.0) + stepping
 
     def refusal(self, request: Request) -> str:

@@ -24,6 +24,14 @@ class LLMClient:
     after its first. ``watch`` sees every step or leap as it begins, and preemptions that leave nothing to step.
     """
 
+    # CPython 3.11 slows the attributes of an object that has more than thirty of them in a dict.
+    __slots__ = (
+        "_admissions", "_awake", "_decode", "_expected", "_extended", "_fetching", "_landed", "_leap", "_prefilling",
+        "_running", "_stamp", "_step", "busy", "decodes", "failed", "finished", "granted", "kernel", "kv", "leaps",
+        "line", "load", "name", "power", "preempted", "preemptions", "prefilled", "scheduler", "steps", "steptimes",
+        "watch",
+    )  # fmt: skip
+
     def __init__(
         self,
         kernel: Kernel,
@@ -57,9 +65,10 @@ class LLMClient:
         self._extended = 1  # steps of the leap that have their blocks
         self._stamp = 0  # tells a leap's end from one that was cut short
         self.preemptions = self.steps = self.leaps = 0
-        self.busy = 0.0  # s
+        self._step: tuple[float, float, float] | None = None  # that is not a leap: start, time, load
+        self.busy = 0.0  # s, of steps that ended
         self.power: Power | None = None
-        self.load = 0.0  # s at full utilisation, mean over devices
+        self.load = 0.0  # s at full utilisation, mean over devices; a step's from its beginning, a leap's from its end
         self.failed = False
 
     # what a scheduler sees
@@ -182,8 +191,30 @@ class LLMClient:
 
     @property
     def busy_by_now(self) -> float:
-        """Seconds spent stepping, up to now in a leap, up to the last step's end otherwise."""
-        return self.busy + (self.kernel.now - self._leap[0] if self._leap is not None else 0.0)
+        """Seconds spent stepping, up to now."""
+        return self.worked()[1]
+
+    def worked(self) -> tuple[float, float]:
+        """Seconds at full utilisation, and seconds spent stepping, up to now; a step asks for its load evenly."""
+        if self._leap is not None:
+            return self._leapt(self.kernel.now - self._leap[0])
+        if self._step is None:
+            return self.load, self.busy
+        start, time, load = self._step
+        spent = self.kernel.now - start
+        return self.load - load * (1 - spent / time if time else 0.0), self.busy + spent
+
+    def _leapt(self, elapsed: float) -> tuple[float, float]:
+        """The same, in a leap."""
+        assert self._leap is not None
+        _, steps, stretch = self._leap
+        if self.power is None or not elapsed:
+            return self.load, self.busy + elapsed
+        count, context, begun = self.decodes.count, self.decodes.cached, steps_over(stretch, elapsed, steps)
+        ended = stretch.time(begun - 1)
+        part = min(max((elapsed - ended) / (stretch.time(begun) - ended), 0.0), 1.0)
+        before, after = (self.power.stretch(count, context, number) for number in (begun - 1, begun))
+        return self.load + before + part * (after - before), self.busy + elapsed
 
     @property
     def used_by_now(self) -> int:
@@ -219,14 +250,15 @@ class LLMClient:
             done = min(steps_over(stretch, self.kernel.now - start, steps), steps - 1)
             while done and start + stretch.time(done) > self.kernel.now:
                 done -= 1
-            self.busy, self.steps = self.busy_by_now, self.steps + done
-            if self.power is not None and done:
-                self.load += self.power.stretch(self.decodes.count, self.decodes.cached, done)
+            self.load, self.busy = self.worked()
+            self.steps += done
             self.decodes.advance(done)
+        elif self._step is not None:
+            self.load, self.busy = self.worked()
         for request in self._running.values():
             if request.joined >= 0:
                 self.decodes.leave(request)
-        self.failed, self._leap = True, None
+        self.failed, self._leap, self._step = True, None, None
 
     def _wake(self) -> None:
         if not self._awake:
@@ -330,7 +362,9 @@ class LLMClient:
             decodes.cached if self._decode else 0,
             tuple([(tokens, request.computed) for request, tokens in chunks]),
         )
+        before = self.load
         time = self._step_time(shape) + self.kv.delay()
+        self._step = self.kernel.now, time, self.load - before
         if self.watch is not None:
             self.watch(self, time)
         self.kernel.after(time, self._end_step, chunks, time)
@@ -351,6 +385,7 @@ class LLMClient:
     def _end_step(self, chunks: list[Grant], time: float) -> None:
         if self.failed:
             return
+        self._step = None
         self.busy += time
         self.steps += 1
         if self._decode:

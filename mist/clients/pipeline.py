@@ -215,8 +215,12 @@ class PipelineClient:
 
     @property
     def load(self) -> float:
-        """Seconds at full utilisation, mean over devices."""
-        return self.stages.load if self._convoy is None else self._convoy.load(self.kernel.now)
+        """Seconds at full utilisation, mean over devices, up to now."""
+        return self.stages.load_by_now if self._convoy is None else self._convoy.load(self.kernel.now)
+
+    def worked(self) -> tuple[float, float]:
+        """Seconds at full utilisation, and seconds that a stage has been at work, on average, up to now."""
+        return self.load, self.busy
 
     @property
     def steps(self) -> int:

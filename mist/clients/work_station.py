@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from mist.clients.batches import Batches
 from mist.clients.host import Host
 from mist.clients.station import Server, Task, check_station
 from mist.errors import InputError
@@ -107,13 +108,11 @@ class OnDevice:
     """Runs a batch a server."""
 
     def __init__(self, kernel: Kernel, spec: DeviceStation) -> None:
-        self.kernel, self.spec = kernel, spec
-        self.busy = 0.0  # s, of all servers
+        self.spec, self.batches = spec, Batches(kernel)
 
     def run(self, batch: list[Task], call: Callable[[], None]) -> None:
         time = self.spec.work.work(sum(task.items for task in batch)).latency
-        self.busy += time
-        self.kernel.after(time, call)
+        self.batches.run(time, time, call)
 
     def joules(self, elapsed: float) -> float:
-        return joules(self.spec.work.hardware, 1, elapsed * self.spec.servers, self.busy, self.busy)
+        return joules(self.spec.work.hardware, 1, elapsed * self.spec.servers, *self.batches.worked())

@@ -213,8 +213,12 @@ def test_a_device_of_its_own_is_shared_with_nobody_and_paid_at_full_power_while_
     device = build(HardwareSpec, sheet("hardware", "l4"))
     spec = DeviceStation(Flat(device), servers=2, max_batch=2)
     assert visit(spec, [(0.0, 0.0)] * 5)[:, 2] == pytest.approx([2, 2, 2, 2, 3])
-    server = spec.server(Kernel(), {})
+    kernel = Kernel()
+    server = spec.server(kernel, {})
     server.run([Task(1, 3, 0.0, 0.0, print)], lambda: None)
+    kernel.now = 1.5  # half of it
+    assert server.joules(1.5) == pytest.approx(3 * device.idle_power + 1.5 * (device.power - device.idle_power))
+    kernel.run()
     assert server.joules(10.0) == pytest.approx(2 * 10 * device.idle_power + 3 * (device.power - device.idle_power))
     assert (spec.devices, spec.place) == (2, "l4")
 
