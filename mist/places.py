@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from mist.clients.encoder_station import EncoderStation
 from mist.clients.host import HostSpec
 from mist.clients.station import StationSpec
+from mist.clients.text_station import DeviceEncoder, HostEncoder
 from mist.clients.work_station import HostStation
 from mist.errors import InputError
 from mist.plan.routing import ByClass
@@ -40,7 +41,7 @@ def check_pipeline(  # noqa: PLR0917
         elif isinstance(stage, ByClass):
             stage.check(where, classes)
     for name, spec in stations.items():
-        if isinstance(spec, HostStation):
+        if isinstance(spec, HostStation | HostEncoder):
             if spec.host not in hosts:
                 raise InputError(f"stations.{name}.host", spec.host, "no such host", sorted(hosts))
             unused.pop(f"hosts.{spec.host}", None)
@@ -67,7 +68,7 @@ def _check_visit(stage: Serve, where: str, stations: Mapping[str, StationSpec]) 
         raise InputError(f"{where}.time", "(nothing)", f"{stage.station} takes as long as its visitors draw")
     if not spec.timed and stage.time is not None:
         raise InputError(f"{where}.time", type(stage.time).__name__, f"has no effect: {stage.station} has a model")
-    if stage.tokens is not None and not isinstance(spec, EncoderStation):
+    if stage.tokens is not None and not isinstance(spec, EncoderStation | HostEncoder | DeviceEncoder):
         raise InputError(f"{where}.tokens", type(stage.tokens).__name__, "has no effect: only models read tokens")
     if stage.items > 1 and spec.timed:
         raise InputError(f"{where}.items", stage.items, "has no effect where the time is drawn")
