@@ -126,7 +126,7 @@ class Station:
         self.server = spec.server(kernel, hosts)
         self.free = inf if spec.servers is None else spec.servers
         self.queue: deque[Task] = deque()
-        self.tasks = self.batches = 0  # ended
+        self.tasks = self.batches = self.items = 0  # ended
         self.busy = 0.0  # server-seconds of batches that ended
         self._running = 0  # batches
         self._started = 0.0  # s, sum of when those began
@@ -172,6 +172,7 @@ class Station:
         self._running -= 1
         self.batches += 1
         self.tasks += len(batch)
+        self.items += sum(task.items for task in batch)
         for task in batch:
             task.done(task, began)
         self._wake()

@@ -14,6 +14,14 @@ class Scanned(Protocol):
     """An index whose search is a scan: flat and IVF-PQ, not a walk over a graph."""
 
     @property
+    def k(self) -> int:
+        """Neighbours that a query returns."""
+
+    @property
+    def recall(self) -> float | None:
+        """Share of the true neighbours among them, where it is known."""
+
+    @property
     def memory_bytes(self) -> float:
         """Bytes of the index."""
 
@@ -41,6 +49,14 @@ class OnDevice:
             if not 0 < getattr(self, field) <= 1:
                 raise InputError(field, getattr(self, field), "must lie in (0, 1]")
         not_negative(self, "call_time")
+
+    @property
+    def k(self) -> int:
+        return self.index.k
+
+    @property
+    def recall(self) -> float | None:
+        return self.index.recall
 
     @property
     def memory_bytes(self) -> float:
