@@ -43,9 +43,8 @@ def check_pipeline(  # noqa: PLR0917
         elif isinstance(stage, ByClass):
             stage.check(where, classes)
     for name, spec in stations.items():
-        if isinstance(spec, HostStation | HostEncoder):
-            if spec.host not in hosts:
-                raise InputError(f"stations.{name}.host", spec.host, "no such host", sorted(hosts))
+        if isinstance(spec, HostStation | HostEncoder) and spec.host not in hosts:
+            raise InputError(f"stations.{name}.host", spec.host, "no such host", sorted(hosts))
     for address, name in unused.items():
         raise InputError(address, name, "has no effect: no stage of the pipeline leads there")
 

@@ -42,7 +42,7 @@ class HostReport:
 def station_report(station: Station, price: PriceList, elapsed: float) -> StationReport:
     """``elapsed`` seconds of the run."""
     spec, busy = station.spec, station.busy_by_now / elapsed if elapsed else 0.0
-    read: int | None = getattr(station.server, "tokens", None)
+    read = station.tokens if hasattr(spec, "model") else None
     return StationReport(
         service=spec.service,
         place=f"{spec.devices} x {spec.place}" if spec.devices else spec.place,

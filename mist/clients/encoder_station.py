@@ -73,12 +73,10 @@ class Encoder:
         efficiency = [getattr(spec.perf, f"{name}_efficiency", 1.0) for name in ("matmul", "bandwidth")]
         self._load = spec.power.of(spec.replica, *efficiency)
         self.load = self.busy = 0.0  # s, of all servers
-        self.tokens = 0  # read
 
     def run(self, batch: list[Task], call: Callable[[], None]) -> None:
         longest = self.spec.model.context
         shape = StepShape(0, 0, tuple((min(t.tokens, longest), 0) for t in batch for _ in range(t.items)))
-        self.tokens += shape.tokens
         time = self.steps.step_time(shape)
         self.load += self._load.step(shape)
         self.busy += time

@@ -98,10 +98,9 @@ class DeviceEncoder:
         return TextsOnDevice(kernel, self)
 
 
-def _texts(batch: list[Task], encoder: TextEncoder) -> list[int]:
-    """Tokens of every text of a batch as the model reads them."""
-    longest = encoder.model.context
-    return [min(task.tokens, longest) for task in batch for _ in range(task.items)]
+def _texts(batch: list[Task]) -> list[int]:
+    """Tokens of every text of a batch."""
+    return [task.tokens for task in batch for _ in range(task.items)]
 
 
 class TextsOnHost:
@@ -111,12 +110,9 @@ class TextsOnHost:
         self.host, self.cores = host, spec.cores
         host.hold(weight_bytes(spec.model, spec.dtype), spec.model.name)
         self.encoder = TextEncoder(spec.model, host.spec.hardware, spec.engine, spec.dtype, spec.causal)
-        self.tokens = 0  # read, padding not counted
 
     def run(self, batch: list[Task], call: Callable[[], None]) -> None:
-        texts = _texts(batch, self.encoder)
-        self.tokens += sum(texts)
-        self.host.run(self.encoder.work(texts), self.cores, call)
+        self.host.run(self.encoder.work(_texts(batch)), self.cores, call)
 
     def joules(self, elapsed: float) -> float:  # noqa: ARG002
         return 0.0
@@ -128,12 +124,9 @@ class TextsOnDevice:
     def __init__(self, kernel: Kernel, spec: DeviceEncoder) -> None:
         self.kernel, self.spec, self.encoder = kernel, spec, spec.encoder
         self.busy = 0.0  # s, of all servers
-        self.tokens = 0  # read, padding not counted
 
     def run(self, batch: list[Task], call: Callable[[], None]) -> None:
-        texts = _texts(batch, self.encoder)
-        self.tokens += sum(texts)
-        time = self.encoder.work(texts).latency
+        time = self.encoder.work(_texts(batch)).latency
         self.busy += time
         self.kernel.after(time, call)
 

@@ -100,7 +100,7 @@ class TextEncoder:
         return matrices, attention, _Operator(0.0, model.layers * tokens * touched * wide)
 
     @cached_property
-    def _weights(self) -> int:
+    def _weights(self) -> float:
         """Those of all layers, which every token passes."""
         return self.model.layers * (self.model.attention_parameters + self.model.dense_mlp_parameters)
 
@@ -114,7 +114,7 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A TextEncoder over ``texts`` texts of ``tokens`` tokens per query: one to embed, k passages to rerank or score."""
+    """A TextEncoder over ``texts`` texts of ``tokens`` tokens a query: one to embed, k passages to rerank or score."""
 
     model: ModelSpec
     hardware: HardwareSpec

@@ -15,8 +15,8 @@ from mist.build import build, plain
 from mist.clients.work_station import DeviceStation
 from mist.errors import Infeasible, InputError
 from mist.hardware import HardwareSpec
-from mist.model import ModelSpec
 from mist.kernel import Kernel
+from mist.model import ModelSpec
 from mist.perf.encoder import Encoder, EncoderEngine
 from mist.perf.retrieval.database import Database, Served
 from mist.perf.retrieval.device import OnDevice
