@@ -1,6 +1,9 @@
 """Retrieval-augmented generation: what its stages take, where they run, and how one thing more or less shows."""
 
+import json
+import os
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +17,7 @@ from mist.simulate import simulate
 from mist.sweep.capacity import capacity, judge
 from mist.workload.traffic import Workload
 
+RAGPULSE = Path(os.environ.get("MIST_DATA", "")) / "traces/ragpulse/0_trace.jsonl"
 RAG = ("pipeline=rag", "slo=none", "workload=poisson_fixed", "workload.inputs.tokens=200", "workload.outputs.tokens=20")
 ALONE = (*RAG, "workload.requests=20", "workload.rate=0.001")
 BUSY = (*RAG, "workload.requests=400", "workload.rate=4")
@@ -167,6 +171,34 @@ def test_iterative_retrieval_searches_every_round_and_its_prompts_grow():
     assert set(frame.prompted) == {sum(rounds) + rounds[-1] + 64}
     assert set(frame.generated) == {3 * 64 + 20}
     assert result.pools["llm"].prefix.hit_rate > 0.5
+
+
+# against the recording
+
+
+@pytest.mark.skipif(not RAGPULSE.is_file(), reason="MIST_DATA names no folder with the traces")
+def test_ragpulse_goes_whole_through_a_pipeline_that_searches_and_adds_nothing():
+    words = ["pipeline=rag_replay", "workload=ragpulse", f"workload.path={RAGPULSE}", "workload.rate=1", "slo=none"]
+    result = run(*words, "prefix_caching=true", "window.warmup=0")
+    assert result.window.requests.completed == 7106
+    assert result.stages["retrieve"].visits == 7106
+    frame = result.requests_frame().query("id >= 0 and id < 7106")
+    assert (frame.prompted == frame.input).all()
+    assert result.pools["llm"].prefix.hit_rate > 0.25  # system prompts at least
+
+
+@pytest.mark.skipif(not RAGPULSE.is_file(), reason="MIST_DATA names no folder with the traces")
+def test_nine_in_ten_passages_of_ragpulse_were_read_before_and_few_in_the_same_order():
+    rows = [json.loads(line) for line in RAGPULSE.read_text().splitlines() if line.strip()]
+    lists = [row["hash_ids"]["passages_ids"] for row in sorted(rows, key=lambda row: float(row["timestamp"]))]
+    seen, before, orders, same = set(), 0, set(), 0
+    for passages in filter(None, lists):
+        before += sum(passage in seen for passage in passages)
+        same += tuple(passages) in orders
+        seen.update(passages)
+        orders.add(tuple(passages))
+    assert before / sum(map(len, lists)) == pytest.approx(0.902, abs=0.001)
+    assert same / sum(map(bool, lists)) == pytest.approx(0.068, abs=0.001)
 
 
 # texts in, nothing generated
