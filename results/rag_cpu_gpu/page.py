@@ -30,6 +30,7 @@ def row(line: dict, base: list[str]) -> dict[str, object]:
     own = [f"{key}={value}" for key, value in design.items()]
     result = simulate(compose([*fixed, *own, "slo=none", f"workload.rate={RATE}"]))
     latency = {f"{m}_{p}": getattr(result.latency[m], p) for m in ("ttft", "tpot") for p in ("p50", "p99")}
+    stages = {f"{s}_s": result.stages[s].wait.mean + result.stages[s].service.mean for s in STAGES}
     return {
         "llm": "chunked" if design["cluster"] == "rag" else "disaggregated",
         **{
@@ -39,8 +40,7 @@ def row(line: dict, base: list[str]) -> dict[str, object]:
         "capacity": record["capacity"],
         "tokens_per_dollar": record["value"],
         "dollars_per_hour": result.dollars_per_hour,
-        **(latency if result.verdict != "unstable" else {}),
-        **{f"{s}_s": result.stages[s].wait.mean + result.stages[s].service.mean for s in STAGES},
+        **({} if result.verdict == "unstable" else latency | stages),
         "verdict": result.verdict,
     }
 
