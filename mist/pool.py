@@ -244,14 +244,14 @@ class Pool:
 
 
 def services(pools: Mapping[str, PoolSpec]) -> dict[str, str | None]:
-    """Pools that requests enter, each with the decode pool behind it; None where it decodes itself.
+    """Pools that requests enter, each with the decode pool behind it; None where it decodes itself. There may be none.
 
     Raises InputError unless every prefill pool has a decode pool of its own, and every decode pool a prefill pool.
     """
     roles = sorted(spec.role for spec in pools.values())
     decodes = [name for name, spec in pools.items() if spec.role == "decode"]
     prefills = {name: spec.hands_to for name, spec in pools.items() if spec.role == "prefill"}
-    if len(prefills) != len(decodes) or not pools:
+    if len(prefills) != len(decodes):
         why = "every prefill pool needs a decode pool of its own; the other pools do both"
         raise InputError("pools", roles, why)
     for name, spec in pools.items():

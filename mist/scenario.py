@@ -91,7 +91,7 @@ class Scenario:
     def _check_network(self) -> None:
         if not isinstance(self.network, Topology):
             return
-        if len(self.pools) == 1:
+        if len(self.pools) < 2:
             raise InputError("network", self.network.name, "a single pool hands nothing over: it has no effect")
         if not isinstance(self.roles, FixedRoles):
             raise InputError("network", self.network.name, "replicas that switch roles have no place of their own")

@@ -17,7 +17,7 @@ def simulation(result: Result) -> RenderableType:
     """What was deployed, what it did with the load, and whether the SLO held."""
     if result.verdict == "infeasible":
         return Text.assemble(("does not fit: ", BAD), result.reason)
-    parts: list[RenderableType] = [deployment(result), *_speculation(result), Text()]
+    parts: list[RenderableType] = [deployment(result), *_speculation(result), Text()] if result.pools else []
     parts.extend(_dynamics(result))
     parts.extend(_memory(result))
     parts.extend(_sources(result))
@@ -46,7 +46,8 @@ def capacity(answer: Capacity) -> RenderableType:
         head.append(f"   {len(rates)} seeds: {each} (spread {spread:.1%})")
     else:
         head.append("   one seed; --seeds 3 shows the spread", DIM)
-    head.append(f"\n{answer.tokens_per_dollar:,.0f} output tokens per dollar within SLO", "bold")
+    if result.pools:
+        head.append(f"\n{answer.tokens_per_dollar:,.0f} output tokens per dollar within SLO", "bold")
     head.append(f"   {answer.probes} simulations", DIM)
     return Group(head, Text(), simulation(result))
 
@@ -142,10 +143,12 @@ def _served(result: Result) -> Text:
         f" + {counts.refused:,} refused" + (f" + {counts.lost:,} lost with a replica" if counts.lost else ""),
         DIM,
     )
-    text.append(
-        f"\nserved {result.requests_per_second:.4g} requests/s, {result.output_tokens_per_second:,.0f} tokens/s"
-    )
-    text.append(f"; within SLO {result.attainment:.2%} of requests, {result.goodput_tokens_per_second:,.0f} tokens/s\n")
+    served = f"\nserved {result.requests_per_second:.4g} requests/s"
+    good = f"; within SLO {result.attainment:.2%} of requests"
+    if not result.pools:  # nothing is generated
+        return text.append(f"{served}{good}\ndrew {result.watts:,.0f} W\n")
+    text.append(f"{served}, {result.output_tokens_per_second:,.0f} tokens/s")
+    text.append(f"{good}, {result.goodput_tokens_per_second:,.0f} tokens/s\n")
     if result.joules_per_token is not None:
         text.append(f"drew {result.watts:,.0f} W: {result.joules_per_token:.3g} J per output token")
         text.append(f", {result.tokens_per_joule:.3g} tokens per joule\n")
@@ -161,6 +164,8 @@ def latency_table(result: Result) -> Table:
     table.add_column("limits", justify="left")
     checks = {} if _by_class(result) else result.slo or {}
     for metric, figures in (result.latency or {}).items():
+        if metric != "e2e" and not result.pools:
+            continue  # there are no tokens
         table.add_row(metric.upper(), *_figures(figures), _limits(metric, checks))
     return table
 
@@ -217,6 +222,9 @@ def _notes(result: Result) -> tuple[str, ...]:
 def _verdict(result: Result) -> Text:
     if result.verdict == "ok":
         per_dollar = f"{result.tokens_per_dollar:,.0f} output tokens per dollar"
+        if not result.pools:
+            hourly, dollars = 3600 * result.attainment * result.requests_per_second, result.dollars_per_hour
+            per_dollar = f"{hourly / dollars:,.0f} requests per dollar" if dollars else "free"
         return Text.assemble(("SLO held: ", GOOD), (per_dollar, "bold"), f" at ${result.dollars_per_hour:.2f}/h")
     name = {"slo_missed": "SLO missed: ", "unstable": "unstable, not scored: "}[result.verdict]
     return Text.assemble((name, f"bold {BAD}"), result.reason)
