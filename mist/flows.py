@@ -83,7 +83,7 @@ class Flows:
         return {path: (len(lane.ends), lane.rate) for path, lane in self._lanes.items()}
 
     def ahead(self, link: str, size: float) -> float:
-        """Bytes of others that cross a link while a transfer of ``size`` bytes begun now does, were all served alike."""
+        """Bytes of others on a link until a transfer of ``size`` bytes begun now ends, were all served alike."""
         total, now = 0.0, self.kernel.now
         for path in self._crossing.get(link, ()):
             lane = self._lanes[path]
