@@ -1,8 +1,10 @@
 """KV tiers behind the device: what is found there, what it takes to fetch it, and what becomes of the blocks."""
 
+import os
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from mist.simulate import serve
 from mist.tiers.spec import NO_TIERS, DrawnTier, DrawnTiers, StoredTier, StoredTiers
 from mist.workload.lengths import Fixed, Uniform
 from mist.workload.sessions import ChatSessions
+from mist.workload.trace import Trace
 
 PATIENT = 1e6  # seconds between requests: each is alone
 BLOCK = 4  # tokens
@@ -211,6 +214,18 @@ def test_replicas_find_what_others_wrote_where_they_share_a_store(tiered, replay
     apart, shared = (found(replay(tiered(stored(shared_by=n), replicas=4), traffic)) for n in (1, None))
     assert shared[1] > apart[1] == 0  # the device of each keeps its own
     assert sum(shared) == 80 * (len(traffic) - 1)
+
+
+@pytest.mark.skipif(not os.environ.get("MIST_DATA"), reason="MIST_DATA names no folder of traces")
+def test_a_mooncake_replay_behind_a_small_device_reaches_the_trace_s_ideal_hit_rate(replay, tiered):
+    """36.6 % of the trace's hash ids were seen before, as published; the longest prompt needs 250 blocks of 512."""
+    trace = Path(os.environ["MIST_DATA"]) / "traces" / "mooncake" / "conversation_trace.jsonl"
+    traffic = Trace(str(trace)).traffic(0)
+    fields = {"engine": {"block_tokens": 512}, "limits": {"token_budget": 200_000}, "kv_blocks": 300}
+    device, tier = found(replay(tiered(stored(), **fields), traffic))
+    blocks = int(np.sum(-(-traffic.inputs // 512)))
+    assert device < tier / 5  # it is the tier that finds most
+    assert (device + tier) / 512 / blocks == pytest.approx(0.366, abs=0.001)
 
 
 # contention and overlap
