@@ -15,7 +15,7 @@ from mist.sweep import question
 
 CONF = Path(__file__).parents[1] / "conf"
 LOAD = ["workload=reused_contexts", "workload.tokens=1024", "workload.contexts=40", "workload.rate=4", "slo=none"]
-SHORT = [*LOAD, "workload.questions.requests=120", "kv_blocks=1500", "replicas=2"]
+SHORT = [*LOAD, "workload.requests=120", "kv_blocks=1500", "replicas=2"]
 NAMES = [path.stem for path in sorted((CONF / "tiers").glob("*.yaml")) if path.stem != "none"]
 
 
@@ -55,7 +55,7 @@ def test_off_the_summary_is_silent():
 
 @pytest.mark.parametrize("pipeline", ["kv_reuse", "rag_kv"])
 def test_the_pipelines_fetch(pipeline):
-    few = ["workload.questions.requests=100", "workload.rate=1", "kv_blocks=1500", "slo=none"]
+    few = ["workload.requests=100", "workload.rate=1", "kv_blocks=1500", "slo=none"]
     result = simulate(compose([f"pipeline={pipeline}", *few]))
     assert result.pools["llm"].tiers.fetched > 0
     if pipeline == "rag_kv":

@@ -1,8 +1,8 @@
 """Questions about long contexts that come again and again: documents, repositories, what is known of a user."""
 
 from collections.abc import Hashable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mist.errors import InputError
 from mist.streams import stream
 from mist.units import PerSecond
-from mist.workload.traffic import Traffic, Workload, check_rate
+from mist.workload.traffic import Traffic, Workload, check_rate, check_requests
 
 
 class Question(NamedTuple):
@@ -51,13 +51,14 @@ class ReusedContexts:
     """The requests of ``questions``, each behind one of so many ``contexts`` of ``tokens`` tokens.
 
     The k-th most popular context is asked about in proportion to 1 / k^``zipf``; 0 is all alike. ``rate`` null is that
-    of the questions.
+    of the questions, and so is ``requests``, how many a cycle has.
     """
 
     questions: Workload
     tokens: int
     contexts: int
     zipf: float = 0.0
+    requests: int | None = None
     rate: PerSecond | None = None
 
     def __post_init__(self) -> None:
@@ -69,6 +70,10 @@ class ReusedContexts:
             raise InputError("zipf", self.zipf, "must not be negative")
         if self.contexts == 1 and self.zipf:
             raise InputError("zipf", self.zipf, "has no effect: there is one context")
+        if self.requests is not None:
+            check_requests(self.requests)
+            if not hasattr(self.questions, "requests"):
+                raise InputError("requests", self.requests, "has no effect: the questions come as they were recorded")
 
     def own_rate(self) -> float:
         return self.questions.own_rate() if self.questions.rate is None else self.questions.rate
@@ -78,7 +83,10 @@ class ReusedContexts:
 
     def traffic(self, seed: int) -> Traffic:
         """One cycle of requests, each a question."""
-        own = self.questions.traffic(seed)
+        questions: Any = self.questions
+        if self.requests is not None:
+            questions = replace(questions, requests=self.requests)
+        own: Traffic = questions.traffic(seed)
         shares = np.arange(1, self.contexts + 1) ** -self.zipf
         chosen = stream(seed, "workload.contexts").choice(self.contexts, len(own), p=shares / shares.sum())
         contents = Questions(chosen.astype(np.int64), self.tokens)
