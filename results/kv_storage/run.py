@@ -35,7 +35,7 @@ def overrides(tokens: int, contexts: str, case: str, fetch: str) -> list[str]:
     _, tiers, rest = CASES[case]
     private = contexts == "private"
     chosen = [*BASE, f"workload.tokens={tokens}", f"workload.contexts={1280 if private else 8}"]
-    chosen += ["window.warmup=0"] if private else ["window.warmup=6", "prefix_caching=true"]
+    chosen += ["window.warmup=0"] if private else ["window.warmup=1", "prefix_caching=true"]
     if tiers is None:
         return chosen
     chosen += [f"tiers={tiers}_drawn", f"tiers.reusable.tokens={tokens}"] if private else [f"tiers={tiers}"]
@@ -85,9 +85,8 @@ def every() -> list[tuple[int, str, str, str]]:
     runs = []
     for tokens in (4096, 24576):
         for case in CASES:
-            runs += [(tokens, contexts, case, "always") for contexts in ("private", "shared")]
-            if CASES[case][1]:
-                runs.append((tokens, "private", case, "faster"))
+            fetches = ["always", "faster"] if CASES[case][1] else ["always"]
+            runs += [(tokens, contexts, case, fetch) for contexts in ("private", "shared") for fetch in fetches]
     return sorted(runs, key=lambda run: (run[0], run[1]))
 
 
