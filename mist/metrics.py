@@ -16,6 +16,7 @@ from mist.request import Request, Stage
 from mist.slo import SLO, Limit
 from mist.stage_times import StageReport, stage_columns
 from mist.station_report import HostReport, StationReport
+from mist.tiers.use import TiersUse
 
 METRICS: dict[str, Callable[[Request], float]] = {
     "ttft": lambda r: r.first_token - r.arrived if r.first_token >= 0 else inf,
@@ -139,6 +140,7 @@ class PoolReport:
     fleet: FleetReport | None = None  # of a pool whose replicas come and go
     prefix: PrefixUse | None = None  # with prefix caching
     swap: SwapUse | None = None  # with preemption by swap
+    tiers: TiersUse | None = None  # with tiers behind the devices
     step_time_sources: Mapping[str, float] | None = None  # share of step time by how it is known; empty if unknown
 
 

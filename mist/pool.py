@@ -30,6 +30,8 @@ from mist.request import Request
 from mist.routing import Candidates
 from mist.speculation import OFF, Speculation
 from mist.streams import stream
+from mist.tiers.fetches import Fetches, Layout
+from mist.tiers.spec import NO_TIERS, NoTiers, Tiers, tier_dollars
 from mist.topology import Site
 from mist.units import Bytes
 
@@ -49,6 +51,7 @@ class PoolSpec:
     finds full KV blocks again by their content. A preempted request is computed again or, with
     ``preemption=swap``, waits in ``swap_space`` bytes of host memory per device (None is 4 GiB).
 
+    ``tiers`` of memory behind the devices keep KV blocks that are fetched instead of computed again.
     ``hands_to`` names the decode pool that a prefill pool hands over to; None is the only one.
     """
 
@@ -73,6 +76,7 @@ class PoolSpec:
     preemption: Preemption = "recompute"
     swap_space: Bytes | None = None
     hands_to: str | None = None
+    tiers: Tiers = NO_TIERS
 
     def __post_init__(self) -> None:
         for field in ("tp", "pp", "dp", "ep", "replicas"):
@@ -90,6 +94,7 @@ class PoolSpec:
             raise InputError("pp", self.pp, "preemption by swap is not modelled for pipelines", ["1"])
         if self.preemption == "swap" and (self.dp > 1 or self.speculation.tokens):
             raise InputError("preemption", "swap", "is not modelled with dp > 1 or with speculation", ["recompute"])
+        self._check_tiers()
         check_layout(self.replica)
         if self.speculation.tokens:
             for field in ("pp", "dp"):
@@ -101,6 +106,37 @@ class PoolSpec:
         check_speculation(self.speculation, self.replica, self.scheduler, self.role != "prefill")
         check_profile(self.perf, self.replica, self.speculation.name if self.speculation.tokens else "")
         self.steptimes()  # what a perf model lacks for them is an error of the input, told before anything runs
+
+    def _check_tiers(self) -> None:
+        if isinstance(self.tiers, NoTiers):
+            return
+        self.tiers.check(self.prefix_caching)
+        if self.role == "decode":
+            raise InputError("tiers", "(some)", "a decode pool is sent whole caches", ["none"])
+        if not self.hardware.host_bandwidth:
+            raise InputError("tiers", "(some)", f"{self.hardware.name} has no link to a host", ["none"])
+        elastic = isinstance(self.autoscaler, Autoscale)
+        if self.pp > 1 or self.speculation.tokens or self.preemption == "swap" or elastic:
+            why = "are not modelled together with pp > 1, speculation, preemption=swap or an autoscaler"
+            raise InputError("tiers", "(some)", why, ["none"])
+
+    @property
+    def tier_dollars(self) -> float:
+        """Dollars per hour of the stores behind its replicas."""
+        return tier_dollars(self.tiers, self.replicas)
+
+    def layout(self, name: str, stages: Sequence[StepModel]) -> Layout:
+        """What tiers have to know of it."""
+        return Layout(
+            name=name,
+            replicas=self.replicas,
+            block_tokens=self.engine.block_tokens,
+            bytes_per_token=self.model.kv_bytes_per_token,
+            layers=self.model.layers,
+            port=(self.hardware.host_bandwidth or inf) * self.replica.devices,
+            chunk=self.scheduler.token_budget,
+            stages=stages,
+        )
 
     @property
     def replica(self) -> Replica:
@@ -176,6 +212,7 @@ class Pool:
         self._fixed: Sequence[int] = range(spec.replicas)  # where none comes or goes
         self.groups = 1  # of affinity
         self.turns: defaultdict[int | None, int] = defaultdict(int)  # requests routed, by group
+        self.fetches: Fetches | None = None  # of a pool with tiers
         self.fleet: Fleet | None = None  # of a pool whose replicas come and go
         self.members: dict[int, dict[int, Request]] | None = None  # by replica, where one may fail
         chunk = spec.scheduler.token_budget

@@ -22,6 +22,7 @@ from mist.roles import FIXED_ROLES, FixedRoles, Roles
 from mist.routers.prefix_aware import PrefixAware
 from mist.slo import SLO
 from mist.station_report import host_dollars, station_dollars
+from mist.tiers.spec import NoTiers
 from mist.topology import ONE_LINK, Network, Topology
 from mist.workload.traffic import Workload, class_names, class_priorities
 
@@ -102,6 +103,9 @@ class Scenario:
             if spec.pp > 1 and spec.role == "prefill" and self.handover.layerwise:
                 why = "layer-wise hand-over out of a pipeline is not modelled; handover.layerwise=false is"
                 raise InputError(f"pools.{name}.pp", spec.pp, why, ["1"])
+            if not isinstance(spec.tiers, NoTiers) and not (self.faults == NO_FAULTS and self.roles == FIXED_ROLES):
+                why = "are not modelled where replicas fail or switch roles"
+                raise InputError(f"pools.{name}.tiers", "(some)", why, ["none"])
         replicas = {name: spec.replicas for name, spec in self.pools.items()}
         paired = self._paired()
         scaled = any(isinstance(spec.autoscaler, Autoscale) for spec in self.pools.values())
@@ -138,6 +142,7 @@ class Scenario:
     def dollars_per_hour(self) -> float:
         pools = sum(spec.devices * self.price.of(spec.hardware.name) for spec in self.pools.values())
         stations = sum(station_dollars(spec, self.price) for spec in self.stations.values())
+        pools += sum(spec.tier_dollars for spec in self.pools.values())
         return pools + stations + sum(host_dollars(spec, self.price) for spec in self.hosts.values())
 
 

@@ -18,6 +18,8 @@ from mist.network import Link, LinkSpec
 from mist.pool import Pool
 from mist.request import Request, Stage, Visit
 from mist.roles import FIXED_ROLES, Roles, Switcher, SwitchRoles
+from mist.tiers.fetches import Fetches
+from mist.tiers.spec import DrawnTiers, StoredTiers
 from mist.topology import Wires
 
 
@@ -50,6 +52,9 @@ class Service:
         self._entry, self._decode, self._wires = entry, decode, wires
         self._front_end = entry.spec.engine.front_end
         self.handovers = self._handovers(handover) if decode is not None else None
+        tiers = entry.spec.tiers
+        if isinstance(tiers, StoredTiers | DrawnTiers):
+            entry.fetches = Fetches(kernel, tiers, entry.spec.layout(entry.name, entry.stages), seed)
         for pool in self.pools:
             for index in range(pool.spec.replicas):
                 pool.clients.append(self._client(pool, index))
@@ -63,6 +68,8 @@ class Service:
 
     def _client(self, pool: Pool, index: int) -> LLMClient:
         client = self._engine(pool, f"{pool.name}/{index}")
+        if pool.fetches is not None:
+            pool.fetches.attach(client, index)
         if pool.spec.role == "prefill":
             assert self.handovers is not None
             client.prefilled = partial(self._hand_over, pool, client)
@@ -73,6 +80,8 @@ class Service:
     def _engine(self, pool: Pool, name: str) -> LLMClient:
         spec, scheduler = pool.spec, pool.spec.scheduler
         kv = make_pool(pool.blocks, spec.engine.block_tokens, spec.prefix_caching, spec.host())
+        if pool.fetches is not None:
+            kv = pool.fetches.pool(pool.blocks)
         finished = partial(self._finished, pool)
         if pool.spec.pp > 1:
             passage = Stages(self.kernel, pool.stages, pool.hop_time, pool.loads)
@@ -148,7 +157,10 @@ class Service:
             self._entry.fleet.held.append(partial(self._enter, request))
             return
         self._entry.join(request, index)
-        self._entry.clients[index].submit(request)
+        if self._entry.fetches is None:
+            self._entry.clients[index].submit(request)
+        else:
+            self._entry.fetches.arrive(request, index, self._entry.clients[index])
 
     def _finished(self, pool: Pool, request: Request) -> None:
         pool.leave(request)

@@ -28,6 +28,14 @@ class Line:
         self._line.append(request)
         self.tokens += request.known - request.computed
 
+    def slip_in(self, request: Request) -> None:
+        """Take the place in line of one who came when it was submitted."""
+        place = len(self._line)
+        while place and self._line[place - 1].id > request.id:
+            place -= 1
+        self._line.insert(place, request)
+        self.tokens += request.known - request.computed
+
     def rejoin(self, request: Request) -> None:
         """Back in line after a preemption."""
         self._line.appendleft(request)
@@ -60,7 +68,7 @@ class RankedLine(Line):
         heappush(self._heap, (self._place(request), request.arrived, request.id, request))
         self.tokens += request.known - request.computed
 
-    rejoin = join
+    rejoin = slip_in = join
 
     def pop(self) -> Request:
         request = heappop(self._heap)[3]

@@ -2,10 +2,12 @@
 
 from collections import deque
 from collections.abc import Callable, Collection
+from functools import partial
 from math import ceil, sqrt
 from typing import Any
 
 from mist.clients.line import Line, RankedLine
+from mist.clients.loading import Loading
 from mist.decoding import Decoding
 from mist.kernel import Kernel
 from mist.memory.pool import BlockPool
@@ -28,7 +30,7 @@ class LLMClient:
     __slots__ = (
         "_admissions", "_awake", "_decode", "_expected", "_extended", "_fetching", "_landed", "_leap", "_prefilling",
         "_running", "_stamp", "_step", "busy", "decodes", "failed", "finished", "granted", "kernel", "kv", "leaps",
-        "line", "load", "name", "power", "preempted", "preemptions", "prefilled", "scheduler", "steps", "steptimes",
+        "line", "load", "loading", "name", "power", "preempted", "preemptions", "prefilled", "scheduler", "steps", "steptimes",
         "watch",
     )  # fmt: skip
 
@@ -69,6 +71,7 @@ class LLMClient:
         self.busy = 0.0  # s, of steps that ended
         self.power: Power | None = None
         self.load = 0.0  # s at full utilisation, mean over devices; a step's from its beginning, a leap's from its end
+        self.loading: dict[int, Loading] = {}  # caches that come in layer by layer, by request
         self.failed = False
 
     # what a scheduler sees
@@ -140,6 +143,14 @@ class LLMClient:
         if self._leap is None or self.line.head is not head:
             self._wake()
 
+    def resume(self, request: Request) -> None:
+        """Put a request in line whose cache has been fetched, before those who came after it."""
+        head = self.line.head
+        request.queued, request.started = self.kernel.now, -1.0
+        self.line.slip_in(request)
+        if self._leap is None or self.line.head is not head:
+            self._wake()
+
     def expect(self, request: Request, fetch: Callable[[Request], None]) -> None:
         """Take over a prefilled request: call ``fetch`` once its KV has room here."""
         request.queued, request.started = self.kernel.now, -1.0
@@ -202,7 +213,8 @@ class LLMClient:
             return self.load, self.busy
         start, time, load = self._step
         spent = self.kernel.now - start
-        return self.load - load * (1 - spent / time if time else 0.0), self.busy + spent
+        ahead = max(1 - spent / time, 0.0) if time else 0.0  # nothing, of a step that waits for a cache
+        return self.load - load * ahead, self.busy + spent
 
     def _leapt(self, elapsed: float) -> tuple[float, float]:
         """The same, in a leap."""
@@ -315,6 +327,8 @@ class LLMClient:
         self._running[request.id] = self._prefilling[request.id] = request
         if request.started < 0:
             request.started = self.kernel.now
+        if self.loading and request.id in self.loading and self.loading[request.id].tokens != request.computed:
+            del self.loading[request.id]  # not needed any more, or of no use
 
     def _preempt(self, request: Request) -> None:
         del self._running[request.id]
@@ -325,6 +339,7 @@ class LLMClient:
             request.blocks += has_block
         else:
             del self._prefilling[request.id]
+        self.loading.pop(request.id, None)
         self.kv.evict(request)
         request.preemptions += 1
         self.line.rejoin(request)
@@ -367,7 +382,22 @@ class LLMClient:
         self._step = self.kernel.now, time, self.load - before
         if self.watch is not None:
             self.watch(self, time)
-        self.kernel.after(time, self._end_step, chunks, time)
+        if self.loading:
+            self.kernel.after(time, self._await_layers, chunks, time, self.kernel.now)
+        else:
+            self.kernel.after(time, self._end_step, chunks, time)
+
+    def _await_layers(self, chunks: list[Grant], time: float, start: float) -> None:
+        """The end of a step of ``time`` seconds, if no layer in it has waited for its cache."""
+        loading = [self.loading[request.id] for request, _ in chunks if request.id in self.loading]
+        for cache in loading:
+            if cache.landed < 0:
+                cache.then = partial(self._await_layers, chunks, time, start)
+                return
+        end = max([self.kernel.now, *(cache.computed(start, time) for cache in loading)])
+        for request, _ in chunks:
+            self.loading.pop(request.id, None)
+        self.kernel.at(end, self._end_step, chunks, end - start)
 
     def _step_time(self, shape: StepShape) -> float:
         if self.power is not None:
@@ -434,7 +464,7 @@ class LLMClient:
         if self.preempted:  # one step, behind what was swapped out
             stretch = Stretch(1, stretch.first + self.kv.delay(), 0.0)
         most = 1 if self.preempted else decodes.steps_to_leaver()  # the next step may admit who this one put back
-        room = self.kv.free + decodes.blocks_due  # the first step has its blocks
+        room = self.kv.quiet + decodes.blocks_due  # the first step has its blocks
         steps = decodes.steps_within(room, most if most < stretch.steps else int(stretch.steps))
         if steps > 1 and (head := self.line.head) is not None:
             steps = self.kv.steps_to_hit(head, self._running.values(), decodes, steps)

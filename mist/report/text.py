@@ -127,8 +127,29 @@ def _memory(result: Result) -> Iterator[Text]:
             moved = f"{swap.out_bytes / 1e9:,.3g} GB out, {swap.in_bytes / 1e9:,.3g} GB in"
             full = f", {swap.recomputed:,} preemptions recomputed for lack of room" if swap.recomputed else ""
             yield Text(f"{name}: swapped {moved}; host memory at most {swap.host_peak:.0%} full{full}")
+        yield from _tiers(name, pool)
     if result.refusal and result.counts is not None:
         yield Text(f"{result.counts.refused:,} requests refused; the first: {result.refusal}", "yellow")
+
+
+def _tiers(name: str, pool: PoolReport) -> Iterator[Text]:
+    """What was found behind the devices of a pool, tier by tier; nothing where there is none."""
+    if pool.tiers is None:
+        return
+    use = pool.tiers
+    again = f", {use.recomputed_tokens:,} computed again by choice" if use.recomputed_tokens else ""
+    wasted = f", {use.wasted_tokens:,} fetched for nothing" if use.wasted_tokens else ""
+    found = f"{name}: of {use.requests:,} requests {use.found:,} found KV in tiers and {use.fetched:,} fetched it"
+    yield Text(f"{found}, {use.fetched_tokens:,} tokens{again}{wasted}")
+    for tier, did in use.tiers.items():
+        read = f"{did.reads:,} reads, {did.hit_tokens:,} tokens, {did.read_bytes / 1e9:,.3g} GB"
+        took = f"{seconds(did.transfer_time)} each (P99 {seconds(did.transfer_time_p99)}), {seconds(did.wait)} waiting"
+        kept = f"; {did.written_bytes / 1e9:,.3g} GB written" if did.written_bytes else ""
+        kept += f", at most {did.peak:.0%} full" if did.peak is not None else ""
+        kept += f", {did.evicted:,} blocks evicted" if did.evicted else ""
+        kept += f", {did.expired:,} expired" if did.expired else ""
+        kept += f", {did.turned_away:,} turned away" if did.turned_away else ""
+        yield Text(f"  {tier}: {read}, {took}{kept}")
 
 
 def _served(result: Result) -> Text:
