@@ -12,7 +12,7 @@ from mist.plan.draws import Draws
 from mist.plan.query import Generation, Grown, Join, Query, Thread
 from mist.plan.stages import Pipeline, unfold
 from mist.plan.steps import Forking, Generating, Sending, Serving
-from mist.request import Content, Stage, Visit
+from mist.request import Stage, Visit
 from mist.service import Service
 
 
@@ -32,12 +32,13 @@ class Walk:
         self.kernel, self.pipeline, self.draws = kernel, pipeline, draws
         self.services, self.stations, self.links, self.ended = services, stations, links, ended
         self._ids = count()  # of generations
+        self._branches = count()  # of contexts that grow apart
         self._only = next(iter(services.values()), None)
 
     def begin(self, query: Query) -> None:
         """A query is here, now."""
         query.plan(unfold(self.pipeline.stages, self.draws.of(query.id, query.kind.name, query.input)))
-        content = Grown(query.content, query.input, ("query", query.id))
+        content = Grown(query.content, query.input, next(self._branches))
         self._advance(Thread(query, query.steps, query.input, content))
 
     def _advance(self, thread: Thread) -> None:
@@ -61,6 +62,7 @@ class Walk:
             self.links[step.link].send(size, self._sent, thread, step, self.kernel.now)
 
     def _end(self, thread: Thread) -> None:
+        thread.content.forget_keys()
         if thread.join is not None:
             self._meet(thread.join, thread)
             return
@@ -91,11 +93,11 @@ class Walk:
         query, now, kind = thread.query, self.kernel.now, thread.query.kind
         if isfinite(kind.ttft):
             kind = kind._replace(ttft=query.deadline - now)
-        content: Content = thread.content
+        content = thread.content
         if step.prompt is not None:
-            content = Grown(None, 0, ("query", query.id, step.place))
+            content = Grown(None, 0, next(self._branches))
         elif not step.keeps:  # what comes next in the context is something else
-            content = Grown(content, thread.context, ("query", query.id, step.place))
+            content = Grown(content, thread.context, next(self._branches))
         tokens = (thread.context if step.prompt is None else step.prompt) + step.instruction
         output = query.asked if step.output is None else step.output
         generation = Generation(next(self._ids), now, tokens, output, query.priority, content, kind)
@@ -142,7 +144,7 @@ class Walk:
         query, join = thread.query, Join(thread, step)
         branches = []
         for number, steps in enumerate(step.branches):
-            content = Grown(thread.content, thread.context, ("query", query.id, step.place, number))
+            content = Grown(thread.content, thread.context, next(self._branches))
             branches.append(Thread(query, steps, thread.context, content, join, number))
         for branch in branches:
             self._advance(branch)
@@ -158,7 +160,7 @@ class Walk:
             winner = join.ended[step.winner(step.needs)]
             thread.context, thread.content = winner.context, winner.content
         elif step.carries == "all":
-            content = Grown(thread.content, join.base, ("query", thread.query.id, step.place, "all"))
+            content = Grown(thread.content, join.base, next(self._branches))
             thread.context += sum(ended.context - join.base for ended in join.ended)
             thread.content = content
         self._advance(thread)

@@ -1,10 +1,11 @@
 """A user's question whose answer takes a plan, and the generations that it is made of."""
 
 from collections.abc import Hashable
-from typing import NamedTuple
 
 from mist.plan.steps import Forking, Generating, Steps, answering, generates
 from mist.request import UNCLASSED, Content, Request, RequestClass
+
+BLOCK_BITS = 32  # of a key, for the block; the branch stands above them: whole numbers are quickly looked up
 
 
 class Query(Request):
@@ -63,7 +64,7 @@ class Thread:
     __slots__ = ("at", "content", "context", "join", "number", "query", "steps")
 
     def __init__(  # noqa: PLR0917
-        self, query: Query, steps: Steps, context: int, content: Content, join: "Join | None" = None, number: int = 0
+        self, query: Query, steps: Steps, context: int, content: "Grown", join: "Join | None" = None, number: int = 0
     ) -> None:
         self.query, self.steps, self.join = query, steps, join
         self.number = number  # of the branch
@@ -92,18 +93,33 @@ class Generation(Request):
     thread: Thread
 
 
-class Grown(NamedTuple):
+class Grown:
     """The tokens of a plan's context: up to ``tokens`` those of ``root``, from there on its own branch's.
 
     A later prompt of the same branch contains the earlier ones and what was written after them, and branches of a
-    fork share all up to where they parted: this is what a prefix cache finds again.
+    fork share all up to where they parted: this is what a prefix cache finds again. ``branch`` is a number that no
+    other has.
     """
 
-    root: Content | None
-    tokens: int
-    branch: tuple[Hashable, ...]
+    __slots__ = ("_keys", "branch", "root", "tokens")
+
+    def __init__(self, root: Content | None, tokens: int, branch: int) -> None:
+        self.root, self.tokens, self.branch = root, tokens, branch
+        self._keys: dict[int, list[Hashable]] = {}
 
     def key(self, block: int, block_tokens: int) -> Hashable:
         if self.root is not None and (block + 1) * block_tokens <= self.tokens:
             return self.root.key(block, block_tokens)
-        return *self.branch, block
+        return self.branch << BLOCK_BITS | block
+
+    def keys(self, block_tokens: int) -> list[Hashable]:
+        """The keys made so far; those in common with ``root`` are taken from there."""
+        known = self._keys.get(block_tokens)
+        if known is None:
+            shared = self.root.keys(block_tokens) if isinstance(self.root, Grown) else []
+            known = self._keys[block_tokens] = shared[: self.tokens // block_tokens]
+        return known
+
+    def forget_keys(self) -> None:
+        """Nobody will ask for long; they can be made again."""
+        self._keys.clear()
