@@ -64,9 +64,9 @@ class Request:
     """One user's question. ``computed`` of its ``known`` tokens have their KV cached; ``left`` are to sample."""
 
     __slots__ = (
-        "admitted", "arrived", "blocks", "computed", "content", "finished", "first_token", "id", "input", "joined",
-        "keys", "kind", "known", "leaves", "left", "lost", "output", "preemptions", "priority", "queued", "refused", "replica",
-        "retries", "started", "table", "visits",
+        "aborted", "admitted", "arrived", "blocks", "computed", "content", "finished", "first_token", "id", "input",
+        "joined", "keys", "kind", "known", "leaves", "left", "lost", "output", "preemptions", "priority", "queued", "refused",
+        "replica", "retries", "started", "table", "visits",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917
@@ -103,6 +103,7 @@ class Request:
         self.finished = -1.0  # s; -1 before
         self.refused = ""  # why, if it can never be served
         self.retries = 0  # times it was sent again after a replica failed
+        self.aborted = False  # nobody waits for it any more
         self.lost = ""  # how, if it will never be answered
         self.visits: list[Visit] = []
 

@@ -98,7 +98,7 @@ class Service:
             bytes_per_token=sum(part.kv_bytes_per_token for part in sent),
             layers=sum(part.layers for part in sent),
             route=self._to_decode,
-            landed=self._decode.join,
+            landed=self._landed,
             fetched=self._entry.settle,
             withdrawn=self._withdrawn,
         )
@@ -141,7 +141,29 @@ class Service:
         else:
             self.kernel.route(self._enter, request)
 
+    def abort(self, request: Request) -> None:
+        """Nobody waits for a request any more: ``ended`` is called with it when its engine has let go of it.
+
+        One that is on its way to a decode replica lands there first.
+        """
+        request.aborted = True
+        if self.handovers is not None and request.id in self.handovers.moves:
+            return
+        for pool in self.pools:
+            if 0 <= request.replica < len(pool.clients) and pool.clients[request.replica].has(request):
+                pool.clients[request.replica].abort(request)
+                return
+
+    def _landed(self, request: Request, index: int) -> None:
+        assert self._decode is not None
+        self._decode.join(request, index)
+        if request.aborted:
+            self.kernel.decide(self.abort, request)
+
     def _enter(self, request: Request) -> None:
+        if request.aborted:
+            self.ended(self, request)
+            return
         index = self._entry.route(request)
         if index is None:
             assert self._entry.fleet is not None
@@ -219,6 +241,9 @@ class Service:
 
     def _send_again(self, client: LLMClient, request: Request) -> None:
         """A request whose replica failed: its cache is gone."""
+        if request.aborted:
+            self.ended(self, request)
+            return
         now = self.kernel.now
         stage = Stage.PREFILL if request.first_token < 0 else Stage.DECODE
         started = request.started if request.started >= 0 else now

@@ -44,7 +44,7 @@ class Walk:
     def _advance(self, thread: Thread) -> None:
         """The next step of a thread, or its end."""
         query = thread.query
-        if query.refused or query.lost:
+        if query.refused or query.lost or thread.stopped:
             return
         if thread.at == len(thread.steps):
             self._end(thread)
@@ -79,14 +79,20 @@ class Walk:
         generation = self._generation(thread, step)
         if thread.join is None and thread.at - 1 == query.answering and step.streams:
             query.answer = generation
-        service = self._only if step.pool is None else self.services[step.pool]
-        assert service is not None
+        service, thread.doing = self._service(step), generation
         why = service.refusal(generation)
+        if why and query.finished >= 0:  # a branch that nobody waits for
+            return
         if why:
             query.refused = f"{step.place}: {why}"
             self.ended(query)
             return
         service.submit(generation)
+
+    def _service(self, step: Generating) -> Service:
+        service = self._only if step.pool is None else self.services[step.pool]
+        assert service is not None
+        return service
 
     def _generation(self, thread: Thread, step: Generating) -> Generation:
         """What an engine is asked for; due when its query's first token is."""
@@ -106,18 +112,18 @@ class Walk:
         return generation
 
     def generated(self, generation: Generation) -> None:
-        """A generation is finished, or lost."""
+        """A generation is finished, aborted or lost."""
         thread, step = generation.thread, generation.step
         query = thread.query
         query.preemptions += generation.preemptions
         query.retries += generation.retries
         if generation.lost:
-            if not (query.refused or query.lost):
+            if not (query.refused or query.lost or query.finished >= 0 or thread.stopped):
                 query.lost = f"{step.place}: {generation.lost}"
                 self.ended(query)
             return
-        query.prompted += generation.input
-        query.generated += generation.output
+        query.prompted += generation.input if generation.first_token >= 0 else generation.computed
+        query.generated += generation.output - generation.left
         if step.keeps:
             thread.context += generation.output + step.instruction if step.prompt is None else generation.output
         self._advance(thread)
@@ -142,7 +148,7 @@ class Walk:
 
     def _fork(self, thread: Thread, step: Forking) -> None:
         query, join = thread.query, Join(thread, step)
-        branches = []
+        thread.doing, branches = join, join.branches
         for number, steps in enumerate(step.branches):
             content = Grown(thread.content, thread.context, next(self._branches))
             branches.append(Thread(query, steps, thread.context, content, join, number))
@@ -151,9 +157,11 @@ class Walk:
 
     def _meet(self, join: Join, branch: Thread) -> None:
         join.ended.append(branch)
-        if len(join.ended) != join.step.needs:
-            return
         thread, step = join.thread, join.step
+        if len(join.ended) != step.needs:
+            return
+        if step.aborts:
+            self._stop(join)
         if step.carries == "one":
             if step.needs == len(step.branches):  # whoever was first, so that designs draw the same
                 join.ended.sort(key=lambda ended: ended.number)
@@ -164,3 +172,14 @@ class Walk:
             thread.context += sum(ended.context - join.base for ended in join.ended)
             thread.content = content
         self._advance(thread)
+
+    def _stop(self, join: Join) -> None:
+        """Call back the branches that have not ended, and theirs."""
+        for branch in join.branches:
+            if branch in join.ended or branch.stopped:
+                continue
+            branch.stopped = True
+            if type(branch.doing) is Join:
+                self._stop(branch.doing)
+            elif type(branch.doing) is Generation and branch.doing.finished < 0:
+                self._service(branch.doing.step).abort(branch.doing)

@@ -52,6 +52,7 @@ class LLMClient:
         self._expected: deque[tuple[Request, Callable[[Request], None]]] = deque()  # no room yet
         self._fetching = 0  # room reserved, KV on its way
         self._landed: deque[Request] = deque()  # KV here, not yet decoding
+        self._aborting: list[Request] = []  # to be let go before the next step
         self._awake = False
         self._leap: tuple[float, int, Stretch] | None = None  # start, steps, their times
         self._extended = 1  # steps of the leap that have their blocks
@@ -140,6 +141,19 @@ class LLMClient:
     def land(self, request: Request) -> None:
         """The KV of an expected request is here."""
         self._landed.append(request)
+        self._wake()
+
+    def has(self, request: Request) -> bool:
+        """Whether it is in line here, running or just handed over."""
+        return self._running.get(request.id) is request or request in self._landed or request in self.line
+
+    def abort(self, request: Request) -> None:
+        """Let go of a request that it has, once the step under way has ended, unless it ends with that.
+
+        As vLLM V1 does (``EngineCore.abort_requests``): aborts are read between two steps. ``finished`` is called
+        with it. What it computed can be found in the prefix cache by others.
+        """
+        self._aborting.append(request)
         self._wake()
 
     def give_back(self, held: Any) -> None:
@@ -240,6 +254,8 @@ class LLMClient:
     def _launch(self) -> None:
         if self.failed:
             return
+        if self._aborting:
+            self._let_go()
         if self._landed or self._expected:
             self._take_over()
         self.granted, self.preempted, self._decode = {}, 0, False
@@ -298,6 +314,34 @@ class LLMClient:
         self.line.rejoin(request)
         self.preempted += 1
         self.preemptions += 1
+
+    def _let_go(self) -> None:
+        """Of the aborted, those that are still here."""
+        aborting, self._aborting = self._aborting, []
+        for request in aborting:
+            if self._running.get(request.id) is request:
+                self._quit(request)
+            elif request in self._landed:
+                self._landed.remove(request)
+                self._fetching -= 1
+                self.kv.release(request)
+            elif request in self.line:
+                self.line.remove(request)
+                self.kv.drop(request)
+            else:
+                continue
+            self.finished(request)
+
+    def _quit(self, request: Request) -> None:
+        """An admitted request leaves before its time."""
+        stage = Stage.PREFILL if request.first_token < 0 else Stage.DECODE
+        request.visits.append(Visit(stage, self.name, request.queued, request.started, self.kernel.now))
+        del self._running[request.id]
+        if request.joined >= 0:
+            self.decodes.leave(request)
+        else:
+            del self._prefilling[request.id]
+        self.kv.release(request)
 
     def _take_over(self) -> None:
         """Reserve memory for hand-overs, first come, first served, and start on those that have arrived."""

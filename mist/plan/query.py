@@ -61,7 +61,7 @@ class Query(Request):
 class Thread:
     """A place in a plan that moves on: the trunk's, or that of a branch of a fork."""
 
-    __slots__ = ("at", "content", "context", "join", "number", "query", "steps")
+    __slots__ = ("at", "content", "context", "doing", "join", "number", "query", "steps", "stopped")
 
     def __init__(  # noqa: PLR0917
         self, query: Query, steps: Steps, context: int, content: "Grown", join: "Join | None" = None, number: int = 0
@@ -71,16 +71,19 @@ class Thread:
         self.at = 0  # the next step
         self.context = context  # tokens so far
         self.content = content  # what they are
+        self.doing: Generation | Join | None = None  # what it waits for, of what can be called back
+        self.stopped = False  # nobody waits for it any more
 
 
 class Join:
     """Where branches meet: their thread goes on when enough of them have ended."""
 
-    __slots__ = ("base", "ended", "step", "thread")
+    __slots__ = ("base", "branches", "ended", "step", "thread")
 
     def __init__(self, thread: Thread, step: Forking) -> None:
         self.thread, self.step = thread, step
         self.base = thread.context  # tokens where they parted
+        self.branches: list[Thread] = []
         self.ended: list[Thread] = []  # in that order
 
 
