@@ -65,8 +65,8 @@ class Request:
 
     __slots__ = (
         "aborted", "admitted", "arrived", "blocks", "computed", "content", "finished", "first_token", "id", "input",
-        "joined", "keys", "kind", "known", "leaves", "left", "lost", "output", "preemptions", "priority", "queued", "refused",
-        "replica", "retries", "started", "table", "visits",
+        "joined", "keys", "kind", "known", "leaves", "left", "lost", "output", "preemptions", "priority", "queued",
+        "refused", "replica", "retries", "started", "table", "visits",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917

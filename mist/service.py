@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import cast
 
+from mist.clients.colocated import ColocatedClient, SharedDevice
 from mist.clients.llm import LLMClient
 from mist.clients.pipeline import PipelineClient
 from mist.clients.speculative import SpeculativeClient
@@ -21,11 +22,16 @@ from mist.roles import FIXED_ROLES, Roles, Switcher, SwitchRoles
 from mist.topology import Wires
 
 
+def alone(_pool: str, _replica: int) -> SharedDevice | None:
+    """Devices of its own."""
+    return None
+
+
 class Service:
     """Moves requests through one model's pools: one for prefill and decode, or one for each and a link.
 
     ``ended`` is called with every request that is finished or lost; ``good`` tells an autoscaler whether a request
-    kept its SLO (see ``judge``); ``seed`` is of the faults.
+    kept its SLO (see ``judge``); ``seed`` is of the faults. ``device`` says what a replica shares with other pools'.
     """
 
     def __init__(
@@ -42,8 +48,9 @@ class Service:
         roles: Roles = FIXED_ROLES,
         good: Callable[[Request], bool] = bool,
         seed: int = 0,
+        device: Callable[[str, int], SharedDevice | None] = alone,
     ) -> None:
-        self.kernel, self._seed = kernel, seed
+        self.kernel, self._seed, self._device = kernel, seed, device
         self.pools = (entry,) if decode is None else (entry, decode)
         self.link = Link(kernel, link) if link is not None else None
         self.faults, self.good, self.ended = faults, good, ended
@@ -62,7 +69,7 @@ class Service:
             Switcher(kernel, roles, entry.fleet, decode.fleet)
 
     def _client(self, pool: Pool, index: int) -> LLMClient:
-        client = self._engine(pool, f"{pool.name}/{index}")
+        client = self._engine(pool, index)
         if pool.spec.role == "prefill":
             assert self.handovers is not None
             client.prefilled = partial(self._hand_over, pool, client)
@@ -70,8 +77,8 @@ class Service:
                 client.watch = self.handovers.watch
         return client
 
-    def _engine(self, pool: Pool, name: str) -> LLMClient:
-        spec, scheduler = pool.spec, pool.spec.scheduler
+    def _engine(self, pool: Pool, index: int) -> LLMClient:
+        spec, scheduler, name = pool.spec, pool.spec.scheduler, f"{pool.name}/{index}"
         kv = make_pool(pool.blocks, spec.engine.block_tokens, spec.prefix_caching, spec.host())
         finished = partial(self._finished, pool)
         if pool.spec.pp > 1:
@@ -81,6 +88,9 @@ class Service:
         kind: Callable[..., LLMClient] = LLMClient
         if pool.spec.speculation.tokens:
             kind = partial(SpeculativeClient, speculation=pool.spec.speculation, seed=self._seed)
+        device = self._device(pool.name, index)
+        if device is not None:
+            kind = partial(ColocatedClient, device=device, pool=pool.name)
         client = kind(self.kernel, name, scheduler=scheduler, steptimes=pool.stages[0], kv=kv, finished=finished)
         client.power = pool.loads[0]
         return client

@@ -377,7 +377,11 @@ class LLMClient:
         time = self._step_time(shape) + self.kv.delay()
         if self.watch is not None:
             self.watch(self, time)
-        self.kernel.after(time, self._end_step, chunks, time)
+        self._take(time, self._end_step, chunks, time)
+
+    def _take(self, time: float, ended: Callable[..., None], *arguments: Any) -> None:
+        """Have the devices for so many seconds."""
+        self.kernel.after(time, ended, *arguments)
 
     def _step_time(self, shape: StepShape) -> float:
         if self.power is not None:
@@ -438,8 +442,7 @@ class LLMClient:
     # leaps
 
     def _run_decodes(self) -> None:
-        decodes = self.decodes
-        stretch = self.steptimes.decode_stretch(decodes.count, decodes.cached)
+        decodes, stretch = self.decodes, self._stretch()
         if self.preempted:  # one step, behind what was swapped out
             stretch = Stretch(1, stretch.first + self.kv.delay(), 0.0)
         most = 1 if self.preempted else decodes.steps_to_leaver()  # the next step may admit who this one put back
@@ -454,7 +457,11 @@ class LLMClient:
         time = stretch.time(steps)
         if self.watch is not None:
             self.watch(self, time)
-        self.kernel.after(time, self._end_leap, self._stamp)
+        self._take(time, self._end_leap, self._stamp)
+
+    def _stretch(self) -> Stretch:
+        """The steps that the lockstep set can take on end."""
+        return self.steptimes.decode_stretch(self.decodes.count, self.decodes.cached)
 
     def _cut(self) -> None:
         """End the leap with the step in progress."""
