@@ -162,8 +162,8 @@ def _version(name: str) -> tuple[int, int]:
     path = Path(name).expanduser()
     if not name or not path.exists():
         raise TraceError("workload.path", name or "(nothing)", "name a folder or .tar.gz of ServeGen's clients")
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size
+    every = [file.stat() for file in (path, *(path.rglob("chunk-*") if path.is_dir() else ()))]
+    return max(file.st_mtime_ns for file in every), sum(file.st_size for file in every)
 
 
 @lru_cache(maxsize=2)
