@@ -217,6 +217,9 @@ def _notes(result: Result) -> tuple[str, ...]:
 def _verdict(result: Result) -> Text:
     if result.verdict == "ok":
         per_dollar = f"{result.tokens_per_dollar:,.0f} output tokens per dollar"
-        return Text.assemble(("SLO held: ", GOOD), (per_dollar, "bold"), f" at ${result.dollars_per_hour:.2f}/h")
+        price = f" at ${result.dollars_per_hour:.2f}/h"
+        if result.stages is not None:  # queries take different work
+            price += f", ${1000 * result.dollars_per_query:.3g} per 1,000 queries"
+        return Text.assemble(("SLO held: ", GOOD), (per_dollar, "bold"), price)
     name = {"slo_missed": "SLO missed: ", "unstable": "unstable, not scored: "}[result.verdict]
     return Text.assemble((name, f"bold {BAD}"), result.reason)

@@ -68,10 +68,9 @@ def test_quantiles_are_drawn_as_they_are_written():
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (File(__file__).parents[2] / "conf/thinking").glob("*")))
 def test_every_thinking_length_is_a_choice_of_every_pipeline_that_thinks(name):
-    for pipeline, place in (
-        ("reasoning", "attempts.paths.attempt.stages"), ("vote", "votes.paths.vote.stages"), ("revision", "rounds.stages")
-    ):  # fmt: skip
-        scenario = build(Scenario, compose([f"pipeline={pipeline}", f"pipeline.stages.{place}.think.output={name}"]))
+    paths = {"reasoning": "attempts.paths.attempt", "vote": "votes.paths.vote", "revision": "rounds"}
+    for pipeline, place in paths.items():
+        scenario = build(Scenario, compose([f"pipeline={pipeline}", f"pipeline.stages.{place}.stages.think.output={name}"]))
         assert scenario.pipeline.stages
 
 
