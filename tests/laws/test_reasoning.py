@@ -70,8 +70,8 @@ def test_quantiles_are_drawn_as_they_are_written():
 def test_every_thinking_length_is_a_choice_of_every_pipeline_that_thinks(name):
     paths = {"reasoning": "attempts.paths.attempt", "vote": "votes.paths.vote", "revision": "rounds"}
     for pipeline, place in paths.items():
-        scenario = build(Scenario, compose([f"pipeline={pipeline}", f"pipeline.stages.{place}.stages.think.output={name}"]))
-        assert scenario.pipeline.stages
+        chosen = f"pipeline.stages.{place}.stages.think.output={name}"
+        assert build(Scenario, compose([f"pipeline={pipeline}", chosen])).pipeline.stages
 
 
 # ServeGen
