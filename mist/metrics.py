@@ -175,6 +175,11 @@ class Result:
     stations: Mapping[str, StationReport] | None = None  # where there are any
     hosts: Mapping[str, HostReport] | None = None
 
+    @property
+    def dollars_per_query(self) -> float:
+        """What the deployment costs while one request is answered; infinite where none is."""
+        return self.dollars_per_hour / 3600 / self.requests_per_second if self.requests_per_second else inf
+
     def to_json(self) -> dict[str, Any]:
         """Plain data, without the requests; infinite times are None."""
         data = {name: value for name, value in self.__dict__.items() if name != "requests"}

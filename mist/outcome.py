@@ -173,7 +173,8 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float, window: Observed, requ
         utilization=sum(client.busy_by_now for client in clients) / up_seconds if up_seconds else 0.0,
         preemptions=sum(client.preemptions for client in clients),
         steps=sum(client.steps for client in clients),
-        dollars_per_hour=spec.replica.devices * replicas * scenario.price.of(spec.hardware.name) + spec.tier_dollars,
+        dollars_per_hour=spec.replica.devices * replicas * pool.part * scenario.price.of(spec.hardware.name)
+        + spec.tier_dollars,
         scheduler=_named(spec.scheduler),
         layout=" x ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1),
         node=spec.node.name,

@@ -211,6 +211,7 @@ class Pool:
         self.outstanding = [0] * spec.replicas  # unfinished requests by replica
         self._fixed: Sequence[int] = range(spec.replicas)  # where none comes or goes
         self.groups = 1  # of affinity
+        self.part = 1.0  # of its devices that it pays for; others share those of colocated pools
         self.turns: defaultdict[int | None, int] = defaultdict(int)  # requests routed, by group
         self.fetches: Fetches | None = None  # of a pool with tiers
         self.fleet: Fleet | None = None  # of a pool whose replicas come and go
@@ -263,7 +264,7 @@ class Pool:
         hardware, devices = self.spec.hardware, self.spec.replica.devices
         rented = now * len(self.clients) if self.fleet is None else seconds(self.fleet.history(now))
         stepping = sum(joules(hardware, devices, 0.0, *client.worked()) for client in self.everybody)
-        return joules(hardware, devices, rented, 0.0, 0.0) + stepping
+        return joules(hardware, devices, rented * self.part, 0.0, 0.0) + stepping
 
     def refusal(self, request: Request) -> str:
         """Why this pool can never serve the request; empty if it can."""

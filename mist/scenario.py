@@ -9,8 +9,9 @@ from itertools import islice
 from mist.autoscalers.slo_attainment import SloAttainment
 from mist.clients.host import HostSpec
 from mist.clients.station import StationSpec
+from mist.colocation import Colocation, check_colocations
 from mist.errors import InputError
-from mist.faults import NO_FAULTS, Faults, check_faults
+from mist.faults import NO_FAULTS, Faults, NoFaults, check_faults
 from mist.fleet import Autoscale, Fixed
 from mist.handover import GLOBAL, HandoverSpec, check_handover
 from mist.network import LinkSpec
@@ -65,6 +66,7 @@ class Scenario:
     stations: Mapping[str, StationSpec] = dataclasses.field(default_factory=dict)
     hosts: Mapping[str, HostSpec] = dataclasses.field(default_factory=dict)
     links: Mapping[str, LinkSpec] = dataclasses.field(default_factory=dict)  # that stages of the pipeline use
+    colocated: Mapping[str, Colocation] = dataclasses.field(default_factory=dict)  # pools on the same devices
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -76,6 +78,10 @@ class Scenario:
         names = class_names(self.workload)
         check_pipeline(self.pipeline, services(self.pools), self.stations, self.hosts, self.links, names)
         self._check_dynamics()
+        with at("colocated"):
+            check_colocations(self.colocated, self.pools)
+        if self.colocated and not isinstance(self.faults, NoFaults):
+            raise InputError("faults", "given", "failures of colocated replicas are not modelled", ["none"])
         try:
             self.slo.check_classes(names)
         except InputError as error:
@@ -140,7 +146,8 @@ class Scenario:
 
     @property
     def dollars_per_hour(self) -> float:
-        pools = sum(spec.devices * self.price.of(spec.hardware.name) for spec in self.pools.values())
+        parts = {name: 1 / len(place.shares) for place in self.colocated.values() for name in place.shares}
+        pools = sum(s.devices * parts.get(n, 1.0) * self.price.of(s.hardware.name) for n, s in self.pools.items())
         stations = sum(station_dollars(spec, self.price) for spec in self.stations.values())
         pools += sum(spec.tier_dollars for spec in self.pools.values())
         return pools + stations + sum(host_dollars(spec, self.price) for spec in self.hosts.values())

@@ -120,6 +120,7 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
             hosts=scenario.hosts,
             links=scenario.links,
             cycle=len(traffic),
+            colocated=scenario.colocated,
         )
     except Infeasible as why:
         dollars = scenario.dollars_per_hour

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 from mist.request import Request
@@ -46,6 +46,14 @@ class Line:
         self.tokens -= request.known - request.computed
         return request
 
+    def __contains__(self, request: Request) -> bool:
+        return any(waiting is request for waiting in self._line)
+
+    def remove(self, request: Request) -> None:
+        """Out of the line, wherever it stands."""
+        self._line.remove(request)
+        self.tokens -= request.known - request.computed
+
 
 class RankedLine(Line):
     """Smallest ``place`` first, newcomers and preempted alike; ties by arrival, then id."""
@@ -69,6 +77,14 @@ class RankedLine(Line):
         self.tokens += request.known - request.computed
 
     rejoin = slip_in = join
+
+    def __contains__(self, request: Request) -> bool:
+        return any(waiting is request for *_, waiting in self._heap)
+
+    def remove(self, request: Request) -> None:
+        self._heap = [place for place in self._heap if place[3] is not request]
+        heapify(self._heap)
+        self.tokens -= request.known - request.computed
 
     def pop(self) -> Request:
         request = heappop(self._heap)[3]

@@ -28,10 +28,10 @@ class LLMClient:
 
     # CPython 3.11 slows the attributes of an object that has more than thirty of them in a dict.
     __slots__ = (
-        "_admissions", "_awake", "_decode", "_expected", "_extended", "_fetching", "_landed", "_leap", "_prefilling",
-        "_running", "_stamp", "_step", "busy", "decodes", "failed", "finished", "granted", "kernel", "kv", "leaps",
-        "line", "load", "loading", "name", "power", "preempted", "preemptions", "prefilled", "scheduler", "steps", "steptimes",
-        "watch",
+        "_aborting", "_admissions", "_awake", "_decode", "_expected", "_extended", "_fetching", "_landed", "_leap",
+        "_prefilling", "_running", "_stamp", "_step", "busy", "decodes", "failed", "finished", "granted", "kernel",
+        "kv", "leaps", "line", "load", "loading", "name", "power", "preempted", "preemptions", "prefilled",
+        "scheduler", "steps", "steptimes", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +62,7 @@ class LLMClient:
         self._expected: deque[tuple[Request, Callable[[Request], None]]] = deque()  # no room yet
         self._fetching = 0  # room reserved, KV on its way
         self._landed: deque[Request] = deque()  # KV here, not yet decoding
+        self._aborting: list[Request] = []  # to be let go before the next step
         self._awake = False
         self._leap: tuple[float, int, Stretch] | None = None  # start, steps, their times
         self._extended = 1  # steps of the leap that have their blocks
@@ -160,6 +161,19 @@ class LLMClient:
     def land(self, request: Request) -> None:
         """The KV of an expected request is here."""
         self._landed.append(request)
+        self._wake()
+
+    def has(self, request: Request) -> bool:
+        """Whether it is in line here, running or just handed over."""
+        return self._running.get(request.id) is request or request in self._landed or request in self.line
+
+    def abort(self, request: Request) -> None:
+        """Let go of a request that it has, once the step under way has ended, unless it ends with that.
+
+        As vLLM V1 does (``EngineCore.abort_requests``): aborts are read between two steps. ``finished`` is called
+        with it. What it computed can be found in the prefix cache by others.
+        """
+        self._aborting.append(request)
         self._wake()
 
     def give_back(self, held: Any) -> None:
@@ -284,6 +298,8 @@ class LLMClient:
     def _launch(self) -> None:
         if self.failed:
             return
+        if self._aborting:
+            self._let_go()
         if self._landed or self._expected:
             self._take_over()
         self.granted, self.preempted, self._decode = {}, 0, False
@@ -346,6 +362,34 @@ class LLMClient:
         self.preempted += 1
         self.preemptions += 1
 
+    def _let_go(self) -> None:
+        """Of the aborted, those that are still here."""
+        aborting, self._aborting = self._aborting, []
+        for request in aborting:
+            if self._running.get(request.id) is request:
+                self._quit(request)
+            elif request in self._landed:
+                self._landed.remove(request)
+                self._fetching -= 1
+                self.kv.release(request)
+            elif request in self.line:
+                self.line.remove(request)
+                self.kv.drop(request)
+            else:
+                continue
+            self.finished(request)
+
+    def _quit(self, request: Request) -> None:
+        """An admitted request leaves before its time."""
+        stage = Stage.PREFILL if request.first_token < 0 else Stage.DECODE
+        request.visits.append(Visit(stage, self.name, request.queued, request.started, self.kernel.now))
+        del self._running[request.id]
+        if request.joined >= 0:
+            self.decodes.leave(request)
+        else:
+            del self._prefilling[request.id]
+        self.kv.release(request)
+
     def _take_over(self) -> None:
         """Reserve memory for hand-overs, first come, first served, and start on those that have arrived."""
         while self._landed and len(self._running) < self.scheduler.max_running:  # the preempted may have come back
@@ -383,9 +427,13 @@ class LLMClient:
         if self.watch is not None:
             self.watch(self, time)
         if self.loading:
-            self.kernel.after(time, self._await_layers, chunks, time, self.kernel.now)
+            self._take(time, self._await_layers, chunks, time, self.kernel.now)
         else:
-            self.kernel.after(time, self._end_step, chunks, time)
+            self._take(time, self._end_step, chunks, time)
+
+    def _take(self, time: float, ended: Callable[..., None], *arguments: Any) -> None:
+        """Have the devices for so many seconds."""
+        self.kernel.after(time, ended, *arguments)
 
     def _await_layers(self, chunks: list[Grant], time: float, start: float) -> None:
         """The end of a step of ``time`` seconds, if no layer in it has waited for its cache."""
@@ -459,8 +507,7 @@ class LLMClient:
     # leaps
 
     def _run_decodes(self) -> None:
-        decodes = self.decodes
-        stretch = self.steptimes.decode_stretch(decodes.count, decodes.cached)
+        decodes, stretch = self.decodes, self._stretch()
         if self.preempted:  # one step, behind what was swapped out
             stretch = Stretch(1, stretch.first + self.kv.delay(), 0.0)
         most = 1 if self.preempted else decodes.steps_to_leaver()  # the next step may admit who this one put back
@@ -475,7 +522,11 @@ class LLMClient:
         time = stretch.time(steps)
         if self.watch is not None:
             self.watch(self, time)
-        self.kernel.after(time, self._end_leap, self._stamp)
+        self._take(time, self._end_leap, self._stamp)
+
+    def _stretch(self) -> Stretch:
+        """The steps that the lockstep set can take on end."""
+        return self.steptimes.decode_stretch(self.decodes.count, self.decodes.cached)
 
     def _cut(self) -> None:
         """End the leap with the step in progress."""

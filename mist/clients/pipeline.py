@@ -130,6 +130,21 @@ class PipelineClient:
         self._fetching.pop(request.id).forget(request, granted)
         self.stir()
 
+    def has(self, request: Request) -> bool:
+        """Whether it is in line here, or in a lane."""
+        return any(lane.has(request) for lane in self.lanes)  # they share the line
+
+    def abort(self, request: Request) -> None:
+        """Let go of a request that it has, at once in line, otherwise once its lane's batch has left the last stage."""
+        self._cut()
+        if request in self.line:
+            self.line.remove(request)
+            self.kv.drop(request)
+            self.lanes[0].finished(request)
+            self.stir()
+        else:
+            next(lane for lane in self.lanes if lane.has(request)).abort(request)
+
     def give_back(self, held: Any) -> None:
         """A request that left has been fetched: what it held is free again."""
         self._cut()

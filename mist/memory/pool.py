@@ -71,6 +71,9 @@ class BlockPool:
         self.release(request)
         request.computed = 0
 
+    def drop(self, request: Request) -> None:
+        """A waiting request will not come back: nothing is kept of it."""
+
     def detach(self, request: Request) -> Any:
         """What the request held, still in use; it is given back later."""
         held, request.blocks = request.blocks, 0

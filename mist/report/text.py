@@ -246,6 +246,9 @@ def _verdict(result: Result) -> Text:
         if not result.pools:
             hourly, dollars = 3600 * result.attainment * result.requests_per_second, result.dollars_per_hour
             per_dollar = f"{hourly / dollars:,.0f} requests per dollar" if dollars else "free"
-        return Text.assemble(("SLO held: ", GOOD), (per_dollar, "bold"), f" at ${result.dollars_per_hour:.2f}/h")
+        price = f" at ${result.dollars_per_hour:.2f}/h"
+        if result.stages is not None and result.pools:  # queries take different work
+            price += f", ${1000 * result.dollars_per_query:.3g} per 1,000 queries"
+        return Text.assemble(("SLO held: ", GOOD), (per_dollar, "bold"), price)
     name = {"slo_missed": "SLO missed: ", "unstable": "unstable, not scored: "}[result.verdict]
     return Text.assemble((name, f"bold {BAD}"), result.reason)

@@ -468,7 +468,7 @@ def test_every_pipeline_runs_from_the_command_line_and_adds_up(pipeline_name):
         name = "transfer" if report.transfer else "service"
         assert part[f"{kind}_{name}"].sum() == pytest.approx(rest.mean * report.visits)
         assert rest.p50 <= rest.p90 <= rest.p99
-    stations = sum(s.dollars_per_hour for s in result.stations.values())
+    stations = sum(s.dollars_per_hour for s in (result.stations or {}).values())
     hosts = sum(h.dollars_per_hour for h in (result.hosts or {}).values())
     assert result.dollars_per_hour == pytest.approx(
         sum(p.dollars_per_hour for p in result.pools.values()) + stations + hosts
