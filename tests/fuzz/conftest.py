@@ -171,7 +171,7 @@ def send(mix: Any, served: Served) -> None:
             request.arrived = request.queued = kernel.now
             cluster.arrive(request)
 
-    # each thinks a little differently, or requests that do the same meet at one instant but for rounding
+    # each thinks a little differently, or those that do alike one after the other end at one instant but for rounding
     cluster.ended = lambda request: kernel.after(mix.loop.think + 1e-6 * (request.id + 2) ** 0.5, begin)
     for request in served.requests[: mix.loop.clients]:
         kernel.at(request.arrived, begin)
