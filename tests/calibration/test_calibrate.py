@@ -167,7 +167,7 @@ def test_a_written_profile_composes_and_is_what_was_fitted(several, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     files = several()
     own = [*DEPLOYED, "engine.reserve=3GB"]
-    assert main(["calibrate", *files, *own, "--hold-out", "concurrency=1", "--write", "conf/engine/mine.yaml"]) == 0
+    assert main(["calibrate", *files, *own, "--hold-out", "concurrency=4", "--write", "conf/engine/mine.yaml"]) == 0
     assert "use it as engine=mine" in capsys.readouterr().out
     text = Path("conf/engine/mine.yaml").read_text()
     assert all(Path(file).name in text for file in files)
