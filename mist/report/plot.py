@@ -89,7 +89,7 @@ def points(title: str, across: str, up: str, marks: Sequence[Point]) -> str:
 def ticks(limit: float) -> list[float]:
     """Four to eight round values from zero to no further than ``limit``, which is positive."""
     magnitude = 10.0 ** floor(log10(limit))
-    step = next(s * magnitude for s in (0.1, 0.2, 0.25, 0.5, 1.0) if limit / (s * magnitude) < 8)
+    step = next(s * magnitude for s in (0.1, 0.2, 0.25, 0.5, 1.0, 2.0) if limit / (s * magnitude) < 8)
     return [i * step for i in range(int(limit / step + 1e-9) + 1)]
 
 
