@@ -24,7 +24,7 @@ from mist.sweep.identity import digest
 from mist.sweep.question import Sweep
 from mist.sweep.space import Choice, Design, Domain, Interval, Range, Space, Value
 
-_PATIENCE = 20  # repeated proposals in a row before one is drawn that was never seen
+_PATIENCE = 5  # repeated proposals in a row before one is drawn that was never seen
 _TRIES = 1000  # draws before an unseen design is looked for by listing them all
 
 
