@@ -94,7 +94,9 @@ def _table(rows: Sequence[Row], others: Sequence[Row]) -> Iterator[str]:
     yield "| # | design | tokens/$ | ratio | requests/s | TTFT P50 / P99, ms | TPOT P50 / P99, ms | $/h |"
     yield "|--:|---|--:|--:|--:|--:|--:|--:|"
     reference = (*others, *rows)[0].value
-    places = [*("=1" if row.tied else str(i + 1) for i, row in enumerate(rows)), *("beside" for _ in others)]
+    tied = any(row.tied for row in rows)
+    places = ["=1" if row.tied or (tied and i == 0) else str(i + 1) for i, row in enumerate(rows)]
+    places += ["beside" for _ in others]
     for place, row in zip(places, (*rows, *others), strict=True):
         rates = f"{row.capacity:.3g}" + (f" ±{row.capacity_error:.2g}" if row.capacity_error is not None else "")
         cells = [place, spoken(row.design) or "the base", _value(row), f"{row.value / reference:.2f}", rates]
