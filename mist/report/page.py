@@ -16,13 +16,16 @@ MARK = "<!-- written by hand from here on -->"
 LEADERS = "leaders.svg"
 DESIGNS = "designs.svg"
 
+Others = Sequence[tuple[str, Row]]  # what stands beside: label and best design of a run
+
 
 @dataclass(frozen=True)
 class Told:
-    """One run to tell: its answer, the question, and the manifest that says how it came about."""
+    """One run to tell: its answer, the question, the overrides of all its designs, and how it came about."""
 
     answer: Answer
     question: str
+    base: Mapping[str, Any]
     manifest: Mapping[str, Any]
 
 
@@ -34,7 +37,7 @@ def write(file: Path, study: Told, beside: Sequence[Told] = ()) -> None:
     """
     kept = file.read_text().partition(MARK)[2] if file.is_file() else "\n"
     confirmed = [row for row in study.answer.rows if row.rung == "confirm"] or list(study.answer.rows[:1])
-    others = [run.answer.rows[0] for run in beside if run.answer.rows]
+    others = [(_label(run, study), run.answer.rows[0]) for run in beside if run.answer.rows]
     file.write_text("\n".join([*_page(study, beside, confirmed, others), MARK]) + kept)
     if confirmed:
         (file.parent / LEADERS).write_text(_leaders_plot(confirmed, others))
@@ -53,7 +56,13 @@ def spoken(design: Mapping[str, object]) -> str:
     return "; ".join(f"{group}: {', '.join(said)}" if group else ", ".join(said) for group, said in groups.items())
 
 
-def _page(study: Told, beside: Sequence[Told], rows: Sequence[Row], others: Sequence[Row]) -> Iterator[str]:
+def _label(run: Told, study: Told) -> str:
+    """The best design of a run beside a study: all that the study's designs do not share."""
+    own = {key: value for key, value in run.base.items() if key not in study.base or study.base[key] != value}
+    return spoken({**own, **run.answer.rows[0].design}) or "the base"
+
+
+def _page(study: Told, beside: Sequence[Told], rows: Sequence[Row], others: Others) -> Iterator[str]:
     yield f"# {study.manifest['sweep']}\n\n{study.question}\n"
     yield from (f"    {run.manifest['command']}" for run in (study, *beside))
     yield f"\n{_conditions(study)}\n"
@@ -90,16 +99,17 @@ def _named(name: str) -> str:
     return f"{metric.upper()} {percentile.upper()}"
 
 
-def _table(rows: Sequence[Row], others: Sequence[Row]) -> Iterator[str]:
+def _table(rows: Sequence[Row], others: Others) -> Iterator[str]:
     yield "| # | design | tokens/$ | ratio | requests/s | TTFT P50 / P99, ms | TPOT P50 / P99, ms | $/h |"
     yield "|--:|---|--:|--:|--:|--:|--:|--:|"
-    reference = (*others, *rows)[0].value
+    told = [(spoken(row.design) or "the base", row) for row in rows] + list(others)
+    reference = (others[0][1] if others else rows[0]).value
     tied = any(row.tied for row in rows)
     places = ["=1" if row.tied or (tied and i == 0) else str(i + 1) for i, row in enumerate(rows)]
     places += ["beside" for _ in others]
-    for place, row in zip(places, (*rows, *others), strict=True):
+    for place, (label, row) in zip(places, told, strict=True):
         rates = f"{row.capacity:.3g}" + (f" ±{row.capacity_error:.2g}" if row.capacity_error is not None else "")
-        cells = [place, spoken(row.design) or "the base", _value(row), f"{row.value / reference:.2f}", rates]
+        cells = [place, label, _value(row), f"{row.value / reference:.2f}", rates]
         cells += [_tails(row, "ttft"), _tails(row, "tpot"), f"{row.metrics['dollars_per_hour']:.2f}"]
         yield f"| {' | '.join(cells)} |"
 
@@ -109,19 +119,20 @@ def _value(row: Row) -> str:
 
 
 def _tails(row: Row, metric: str) -> str:
-    return " / ".join(f"{row.metrics.get(f'{metric}_{p}', 0.0) * 1e3:.3g}" for p in ("p50", "p99"))
+    tails = [row.metrics.get(f"{metric}_{p}", 0.0) * 1e3 for p in ("p50", "p99")]
+    return " / ".join(f"{tail:,.0f}" if tail >= 100 else f"{tail:.3g}" for tail in tails)
 
 
-def _legend(rows: Sequence[Row], others: Sequence[Row]) -> str:
+def _legend(rows: Sequence[Row], others: Others) -> str:
     seeds = max(len(row.seeds) for row in rows)
     to = "the first row marked beside" if others else "the best design"
     text = f"At capacity, means over {seeds} seeds of traffic; ± is a 95 % confidence interval. Ratio: to {to}."
     return text + (" =1: not to be told from the best, seed by seed." if any(row.tied for row in rows) else "")
 
 
-def _leaders_plot(rows: Sequence[Row], others: Sequence[Row]) -> str:
-    shown = [(row, "") for row in rows] + [(row, "beside") for row in others]
-    drawn = [Bar(spoken(row.design) or "the base", row.value, row.value_error, group) for row, group in shown]
+def _leaders_plot(rows: Sequence[Row], others: Others) -> str:
+    drawn = [Bar(spoken(row.design) or "the base", row.value, row.value_error) for row in rows]
+    drawn += [Bar(label, row.value, row.value_error, "beside") for label, row in others]
     return bars("Output tokens per dollar within SLO, at capacity", "tokens per dollar; line: 95 % interval", drawn)
 
 

@@ -99,7 +99,7 @@ def _told(run: Path) -> page.Told:
         raise InputError("", str(run), f"not finished; go on with: {shlex.join(['mist', 'resume', str(run)])}")
     data, manifest = store.load(run)
     sweep = question.sweep(data)
-    return page.Told(_answer(run, sweep, manifest, store.read_lines(run)), sweep.question, manifest)
+    return page.Told(_answer(run, sweep, manifest, store.read_lines(run)), sweep.question, sweep.base, manifest)
 
 
 def show_all(results: Path) -> int:
