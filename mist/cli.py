@@ -115,6 +115,10 @@ def validate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def calibrate(arguments: argparse.Namespace) -> int:
+    return int(import_module("mist.calibration.console").calibrate(arguments))
+
+
 def choices(arguments: argparse.Namespace) -> int:
     from mist.catalog import facts, groups, nearest, sweeps
 
@@ -211,6 +215,13 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     sub.add_argument("--compare", nargs="+", metavar="address=value", help=about)
     sub.add_argument("--write", metavar="FILE.md", help="write the page, and beside it FILE.json and FILE.csv")
     sub.add_argument("--json", action="store_true", help="print the scores as JSON")
+    sub = command("calibrate", calibrate, "fit an engine profile to benchmarks of your own")
+    about = "output of a benchmark (vLLM, SGLang, AIPerf, GuideLLM, CSV) or a measured set; options of every replay"
+    sub.add_argument("overrides", nargs="*", default=[], metavar="FILE address=value", help=about)
+    sub.add_argument("--write", metavar="FILE.yaml", help="write the profile, for example conf/engine/mine.yaml")
+    about = "cells to score and not to fit: those with a value (tp=8, concurrency='4|16'), or every N-th"
+    sub.add_argument("--hold-out", metavar="column=value|N", help=about)
+    sub.add_argument("--json", action="store_true", help="print scalars and scores as JSON")
     sub = command("list", choices, "what there is to choose from")
     sub.add_argument("group", nargs="?", metavar="GROUP", help="model, hardware, ..., sweeps")
     return parser, dict(commands.choices)

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Mapping
 
+from mist.clients.colocated import SharedDevice
 from mist.clients.host import Host, HostSpec
 from mist.clients.station import Station, StationSpec
+from mist.colocation import Colocation
 from mist.faults import NO_FAULTS, Faults
 from mist.handover import GLOBAL, HandoverSpec
 from mist.kernel import Kernel
@@ -43,16 +45,21 @@ class Cluster:
         hosts: Mapping[str, HostSpec] | None = None,
         links: Mapping[str, LinkSpec] | None = None,
         cycle: int = 1,
+        colocated: Mapping[str, Colocation] | None = None,
     ) -> None:
         self.kernel = kernel
         ways = services(pools) if pools else {}
         drafts = {name: pools[sink or name].speculation for name, sink in ways.items()}
         self.pools = {name: Pool(name, spec, drafts.get(name, spec.speculation), seed) for name, spec in pools.items()}
         sites = {name: spec.site() for name, spec in pools.items()}
+        for colocation in (colocated or {}).values():
+            for name in colocation.shares:
+                self.pools[name].part = 1 / len(colocation.shares)
         self.wires = Wires(kernel, network, sites) if isinstance(network, Topology) else None
         self.hosts = {name: Host(kernel, name, spec) for name, spec in (hosts or {}).items()}
         self.stations = {name: Station(kernel, name, spec, self.hosts) for name, spec in (stations or {}).items()}
         self.links = {name: Link(kernel, spec) for name, spec in (links or {}).items()}
+        devices = _devices(kernel, pools, colocated or {})
         self.arrived = self.completed = self.refused = self.lost = 0
         self.ended: Callable[[Request], None] | None = None  # told of every request answered, refused or lost
         self.services = {
@@ -68,6 +75,7 @@ class Cluster:
                 roles=roles,
                 good=good,
                 seed=seed,
+                device=lambda pool, index: devices.get((pool, index)),
             )
             for name, sink in ways.items()
         }
@@ -126,8 +134,10 @@ class Cluster:
             self.lost += 1
         else:
             self.completed += 1
-        service.judge(request)
-        self._tell(request)
+        if service.scalers:
+            service.judge(request)
+        if self.ended is not None:
+            self.ended(request)
 
     def _answered(self, query: Query) -> None:
         """A query is finished, refused or lost."""
@@ -142,3 +152,15 @@ class Cluster:
         for service in self.services.values():
             service.judge(query)
         self._tell(query)
+
+
+def _devices(
+    kernel: Kernel, pools: Mapping[str, PoolSpec], colocated: Mapping[str, Colocation]
+) -> dict[tuple[str, int], SharedDevice]:
+    """What replicas share, by pool and number."""
+    found: dict[tuple[str, int], SharedDevice] = {}
+    for colocation in colocated.values():
+        for index in range(pools[next(iter(colocation.shares))].replicas):
+            device = SharedDevice(kernel, colocation.shares, colocation.turns == "priority")
+            found |= {(name, index): device for name in colocation.shares}
+    return found

@@ -21,6 +21,8 @@ from mist.overrides import Override, parse
 
 __all__ = ["compose", "groups", "sweep_file"]
 
+AUTOMATIC = {"automatic": True}  # what conf/perf/automatic.yaml holds
+
 Reach = tuple[bool, list[Address]]  # whether the address is exact, and the places it speaks to
 
 
@@ -79,7 +81,18 @@ def _choose(overrides: Sequence[Override]) -> tuple[Composition, list[Override],
                 else:
                     chosen[slots[address]] = _choice(override, slots[address].partition("@")[0])
             rest = [override for override in rest if override not in here]
-    return composition, rest, cards
+    own = _by_evidence(composition)
+    return (composed(tuple(sorted({**chosen, **own}.items())), now) if own else composition), rest, cards
+
+
+def _by_evidence(composition: Composition) -> dict[str, str]:
+    """The performance models that ``perf=automatic`` stands for: measured where the device's operators were timed."""
+    own = dict[str, str]()
+    for address, slot in composition.slots.items():
+        if _at(composition.data, address) == AUTOMATIC:
+            device = _at(composition.data, (*address[:-1], "hardware")) or {}
+            own[slot] = "measured" if device.get("tables") else "roofline"
+    return own
 
 
 def _slots(slots: Mapping[Address, str], override: Override) -> Reach:

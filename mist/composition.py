@@ -79,7 +79,7 @@ def _composition(config: DictConfig) -> Composition:
 def _check_pools(data: Mapping[str, Any]) -> None:
     pools = data.get(POOLS)
     root = roots("conf")[0] / "config.yaml"
-    if not isinstance(pools, dict) or not pools or not all(isinstance(pool, dict) for pool in pools.values()):
+    if not isinstance(pools, dict) or not all(isinstance(pool, dict) for pool in pools.values()):
         raise InputError(POOLS, pools, f"a cluster lays out pools as a map of maps ({root.parent})")
     for pool in pools:
         if pool in data or pool in attributes(pools):

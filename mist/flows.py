@@ -82,6 +82,15 @@ class Flows:
         """Flows in flight on each path, and bytes per second of each of them."""
         return {path: (len(lane.ends), lane.rate) for path, lane in self._lanes.items()}
 
+    def ahead(self, link: str, size: float) -> float:
+        """Bytes of others on a link until a transfer of ``size`` bytes begun now ends, were all served alike."""
+        total, now = 0.0, self.kernel.now
+        for path in self._crossing.get(link, ()):
+            lane = self._lanes[path]
+            done = lane.progress + (now - lane.since) * lane.rate
+            total += sum(min(end[0] - done, size) for end in lane.ends)
+        return total
+
     def send(self, path: Path, latency: float, size: float, call: Callable[..., None], *args: Any) -> None:
         """Call once ``size`` bytes have arrived, ``latency`` seconds after the last one was sent."""
         self._flows += 1

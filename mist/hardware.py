@@ -33,7 +33,7 @@ class HardwareSpec:
     power: Watts  # at full load
     idle_power: Watts  # with no process on the device
     cores: int = 0  # of a CPU, over which its peaks are spread; an accelerator is not shared by the core
-    tables: str = ""  # folder of its operator tables (perf=measured); empty where none were timed
+    tables: str = ""  # of operators timed on it: a folder of the package's, a path with / of yours; empty: none
 
     def __post_init__(self) -> None:
         for field in ("memory", "memory_bandwidth", "scale_up_bandwidth", "power"):

@@ -32,7 +32,7 @@ def effective(overrides: Sequence[str]) -> list[str]:
 
 
 def _inert(overrides: Sequence[str], config: Mapping[str, Any] | None) -> Iterator[tuple[Override, str]]:
-    looks = {"node": _node, "priority": _priority, "expert_skew": _skew}
+    looks = {"node": _node, "priority": _priority, "expert_skew": _skew, "hosts": _idle}
     typed = [(override, looks[key]) for override in map(parse, overrides) for key in looks if key in override.address]
     if not typed:
         return
@@ -76,6 +76,15 @@ def _skew(override: Override, scenario: Scenario) -> str:
     if option != ["perf", "expert_skew"] or any(spec.ep > 1 for spec in pools):
         return ""
     return "experts are spread over devices only with ep > 1"
+
+
+def _idle(override: Override, scenario: Scenario) -> str:
+    """Why ``hosts.<name>.cores`` does not matter; empty if it does."""
+    if override.address[0] != "hosts" or override.address[-1] != "cores":
+        return ""
+    if any(getattr(spec, "host", None) == override.address[1] for spec in scenario.stations.values()):
+        return ""
+    return "no station runs there"
 
 
 def _spoken_to(override: Override, scenario: Scenario) -> tuple[list[PoolSpec], list[str]]:

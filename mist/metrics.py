@@ -16,6 +16,7 @@ from mist.request import Request, Stage
 from mist.slo import SLO, Limit
 from mist.stage_times import StageReport, stage_columns
 from mist.station_report import HostReport, StationReport
+from mist.tiers.use import TiersUse
 
 METRICS: dict[str, Callable[[Request], float]] = {
     "ttft": lambda r: r.first_token - r.arrived if r.first_token >= 0 else inf,
@@ -139,6 +140,7 @@ class PoolReport:
     fleet: FleetReport | None = None  # of a pool whose replicas come and go
     prefix: PrefixUse | None = None  # with prefix caching
     swap: SwapUse | None = None  # with preemption by swap
+    tiers: TiersUse | None = None  # with tiers behind the devices
     step_time_sources: Mapping[str, float] | None = None  # share of step time by how it is known; empty if unknown
 
 
@@ -172,6 +174,11 @@ class Result:
     stages: Mapping[str, StageReport] | None = None  # by kind, where requests follow plans
     stations: Mapping[str, StationReport] | None = None  # where there are any
     hosts: Mapping[str, HostReport] | None = None
+
+    @property
+    def dollars_per_query(self) -> float:
+        """What the deployment costs while one request is answered; infinite where none is."""
+        return self.dollars_per_hour / 3600 / self.requests_per_second if self.requests_per_second else inf
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, without the requests; infinite times are None."""

@@ -170,10 +170,11 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float, window: Observed, requ
         kv_blocks=pool.blocks,
         kv_tokens=pool.blocks * spec.engine.block_tokens,
         kv_peak=max(client.kv.peak for client in clients) / pool.blocks,
-        utilization=sum(client.busy for client in clients) / up_seconds if up_seconds else 0.0,
+        utilization=sum(client.busy_by_now for client in clients) / up_seconds if up_seconds else 0.0,
         preemptions=sum(client.preemptions for client in clients),
         steps=sum(client.steps for client in clients),
-        dollars_per_hour=spec.replica.devices * replicas * scenario.price.of(spec.hardware.name),
+        dollars_per_hour=spec.replica.devices * replicas * pool.part * scenario.price.of(spec.hardware.name)
+        + spec.tier_dollars,
         scheduler=_named(spec.scheduler),
         layout=" x ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1),
         node=spec.node.name,
@@ -183,6 +184,7 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float, window: Observed, requ
         fleet=fleet,
         prefix=prefix_use([client.kv for client in clients]),
         swap=swap_use([client.kv for client in clients]),
+        tiers=pool.fetches.use() if pool.fetches is not None else None,
         step_time_sources=_sources(pool, requests),
     )
 

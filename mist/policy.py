@@ -193,3 +193,24 @@ class RolePolicy(Protocol):
 
     def towards(self, prefill: RoleView, decode: RoleView) -> str:
         """``prefill`` or ``decode``, the role that gets one replica more, or nothing."""
+
+
+class FetchView(Protocol):
+    """What a fetch policy may look at: one request, whose prompt goes on in a tier beyond what the device holds."""
+
+    @property
+    def tokens(self) -> int:
+        """What would be fetched."""
+
+    def fetch_time(self) -> float:
+        """Predicted seconds until all of it is here, with everything now in flight on its way."""
+
+    def recompute_time(self) -> float:
+        """Predicted seconds until the engine would have computed the prompt, less what the rest takes anyway."""
+
+
+class FetchPolicy(Protocol):
+    """Whether the stored part of a prompt is fetched or computed again."""
+
+    def fetch(self, view: FetchView) -> bool:
+        """True to fetch."""

@@ -30,6 +30,8 @@ from mist.request import Request
 from mist.routing import Candidates
 from mist.speculation import OFF, Speculation
 from mist.streams import stream
+from mist.tiers.fetches import Fetches, Layout
+from mist.tiers.spec import NO_TIERS, NoTiers, Tiers, tier_dollars
 from mist.topology import Site
 from mist.units import Bytes
 
@@ -49,6 +51,7 @@ class PoolSpec:
     finds full KV blocks again by their content. A preempted request is computed again or, with
     ``preemption=swap``, waits in ``swap_space`` bytes of host memory per device (None is 4 GiB).
 
+    ``tiers`` of memory behind the devices keep KV blocks that are fetched instead of computed again.
     ``hands_to`` names the decode pool that a prefill pool hands over to; None is the only one.
     """
 
@@ -73,6 +76,7 @@ class PoolSpec:
     preemption: Preemption = "recompute"
     swap_space: Bytes | None = None
     hands_to: str | None = None
+    tiers: Tiers = NO_TIERS
 
     def __post_init__(self) -> None:
         for field in ("tp", "pp", "dp", "ep", "replicas"):
@@ -90,6 +94,7 @@ class PoolSpec:
             raise InputError("pp", self.pp, "preemption by swap is not modelled for pipelines", ["1"])
         if self.preemption == "swap" and (self.dp > 1 or self.speculation.tokens):
             raise InputError("preemption", "swap", "is not modelled with dp > 1 or with speculation", ["recompute"])
+        self._check_tiers()
         check_layout(self.replica)
         if self.speculation.tokens:
             for field in ("pp", "dp"):
@@ -101,6 +106,37 @@ class PoolSpec:
         check_speculation(self.speculation, self.replica, self.scheduler, self.role != "prefill")
         check_profile(self.perf, self.replica, self.speculation.name if self.speculation.tokens else "")
         self.steptimes()  # what a perf model lacks for them is an error of the input, told before anything runs
+
+    def _check_tiers(self) -> None:
+        if isinstance(self.tiers, NoTiers):
+            return
+        self.tiers.check(self.prefix_caching)
+        if self.role == "decode":
+            raise InputError("tiers", "(some)", "a decode pool is sent whole caches", ["none"])
+        if not self.hardware.host_bandwidth:
+            raise InputError("tiers", "(some)", f"{self.hardware.name} has no link to a host", ["none"])
+        elastic = isinstance(self.autoscaler, Autoscale)
+        if self.pp > 1 or self.speculation.tokens or self.preemption == "swap" or elastic:
+            why = "are not modelled together with pp > 1, speculation, preemption=swap or an autoscaler"
+            raise InputError("tiers", "(some)", why, ["none"])
+
+    @property
+    def tier_dollars(self) -> float:
+        """Dollars per hour of the stores behind its replicas."""
+        return tier_dollars(self.tiers, self.replicas)
+
+    def layout(self, name: str, stages: Sequence[StepModel]) -> Layout:
+        """What tiers have to know of it."""
+        return Layout(
+            name=name,
+            replicas=self.replicas,
+            block_tokens=self.engine.block_tokens,
+            bytes_per_token=self.model.kv_bytes_per_token,
+            layers=self.model.layers,
+            port=(self.hardware.host_bandwidth or inf) * self.replica.devices,
+            chunk=self.scheduler.token_budget,
+            stages=stages,
+        )
 
     @property
     def replica(self) -> Replica:
@@ -175,7 +211,9 @@ class Pool:
         self.outstanding = [0] * spec.replicas  # unfinished requests by replica
         self._fixed: Sequence[int] = range(spec.replicas)  # where none comes or goes
         self.groups = 1  # of affinity
+        self.part = 1.0  # of its devices that it pays for; others share those of colocated pools
         self.turns: defaultdict[int | None, int] = defaultdict(int)  # requests routed, by group
+        self.fetches: Fetches | None = None  # of a pool with tiers
         self.fleet: Fleet | None = None  # of a pool whose replicas come and go
         self.members: dict[int, dict[int, Request]] | None = None  # by replica, where one may fail
         chunk = spec.scheduler.token_budget
@@ -222,11 +260,11 @@ class Pool:
         return hop_time(self.spec.replica, tokens, stage, getattr(self.spec.perf, "link_efficiency", 1.0))
 
     def joules(self, now: float) -> float:
-        """Energy drawn so far."""
+        """Energy drawn so far, what was spent of the steps under way included."""
         hardware, devices = self.spec.hardware, self.spec.replica.devices
         rented = now * len(self.clients) if self.fleet is None else seconds(self.fleet.history(now))
-        stepping = sum(joules(hardware, devices, 0.0, client.load, client.busy) for client in self.everybody)
-        return joules(hardware, devices, rented, 0.0, 0.0) + stepping
+        stepping = sum(joules(hardware, devices, 0.0, *client.worked()) for client in self.everybody)
+        return joules(hardware, devices, rented * self.part, 0.0, 0.0) + stepping
 
     def refusal(self, request: Request) -> str:
         """Why this pool can never serve the request; empty if it can."""
@@ -244,14 +282,14 @@ class Pool:
 
 
 def services(pools: Mapping[str, PoolSpec]) -> dict[str, str | None]:
-    """Pools that requests enter, each with the decode pool behind it; None where it decodes itself.
+    """Pools that requests enter, each with the decode pool behind it; None where it decodes itself. There may be none.
 
     Raises InputError unless every prefill pool has a decode pool of its own, and every decode pool a prefill pool.
     """
     roles = sorted(spec.role for spec in pools.values())
     decodes = [name for name, spec in pools.items() if spec.role == "decode"]
     prefills = {name: spec.hands_to for name, spec in pools.items() if spec.role == "prefill"}
-    if len(prefills) != len(decodes) or not pools:
+    if len(prefills) != len(decodes):
         why = "every prefill pool needs a decode pool of its own; the other pools do both"
         raise InputError("pools", roles, why)
     for name, spec in pools.items():

@@ -3,7 +3,7 @@
 from collections.abc import Hashable
 from enum import StrEnum
 from math import inf
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 
 class Stage(StrEnum):
@@ -28,6 +28,14 @@ class Content(Protocol):
 
     def key(self, block: int, block_tokens: int) -> Hashable:
         """Equal for two requests if and only if their tokens up to the end of this block are the same."""
+
+
+@runtime_checkable
+class Keyed(Protocol):
+    """Content that remembers its keys, for all the requests that hold it."""
+
+    def keys(self, block_tokens: int) -> list[Hashable]:
+        """Those made so far, from the first block on; whoever needs more puts them behind these."""
 
 
 class RequestClass(NamedTuple):
@@ -56,9 +64,9 @@ class Request:
     """One user's question. ``computed`` of its ``known`` tokens have their KV cached; ``left`` are to sample."""
 
     __slots__ = (
-        "admitted", "arrived", "blocks", "computed", "content", "finished", "first_token", "id", "input", "joined",
-        "kind", "known", "leaves", "left", "lost", "output", "preemptions", "priority", "queued", "refused", "replica",
-        "retries", "started", "table", "visits",
+        "aborted", "admitted", "arrived", "blocks", "computed", "content", "finished", "first_token", "id", "input",
+        "joined", "keys", "kind", "known", "leaves", "left", "lost", "output", "preemptions", "priority", "queued",
+        "refused", "replica", "retries", "started", "table", "visits",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917
@@ -80,6 +88,7 @@ class Request:
         self.left = output  # tokens still to sample
         self.priority = priority  # smaller is served first, by policies that look at it
         self.content = content  # what its tokens are, for prefix caching; None is like no other request's
+        self.keys: list[Hashable] | None = None  # of its blocks' content, as far as they were asked for
         self.kind = kind  # its class
         self.blocks = 0  # KV blocks held
         self.table: list[int] = []  # which, in a pool that tells them apart
@@ -94,6 +103,7 @@ class Request:
         self.finished = -1.0  # s; -1 before
         self.refused = ""  # why, if it can never be served
         self.retries = 0  # times it was sent again after a replica failed
+        self.aborted = False  # nobody waits for it any more
         self.lost = ""  # how, if it will never be answered
         self.visits: list[Visit] = []
 

@@ -9,8 +9,9 @@ from itertools import islice
 from mist.autoscalers.slo_attainment import SloAttainment
 from mist.clients.host import HostSpec
 from mist.clients.station import StationSpec
+from mist.colocation import Colocation, check_colocations
 from mist.errors import InputError
-from mist.faults import NO_FAULTS, Faults, check_faults
+from mist.faults import NO_FAULTS, Faults, NoFaults, check_faults
 from mist.fleet import Autoscale, Fixed
 from mist.handover import GLOBAL, HandoverSpec, check_handover
 from mist.network import LinkSpec
@@ -22,6 +23,7 @@ from mist.roles import FIXED_ROLES, FixedRoles, Roles
 from mist.routers.prefix_aware import PrefixAware
 from mist.slo import SLO
 from mist.station_report import host_dollars, station_dollars
+from mist.tiers.spec import NoTiers
 from mist.topology import ONE_LINK, Network, Topology
 from mist.workload.traffic import Workload, class_names, class_priorities
 
@@ -64,6 +66,7 @@ class Scenario:
     stations: Mapping[str, StationSpec] = dataclasses.field(default_factory=dict)
     hosts: Mapping[str, HostSpec] = dataclasses.field(default_factory=dict)
     links: Mapping[str, LinkSpec] = dataclasses.field(default_factory=dict)  # that stages of the pipeline use
+    colocated: Mapping[str, Colocation] = dataclasses.field(default_factory=dict)  # pools on the same devices
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -75,6 +78,10 @@ class Scenario:
         names = class_names(self.workload)
         check_pipeline(self.pipeline, services(self.pools), self.stations, self.hosts, self.links, names)
         self._check_dynamics()
+        with at("colocated"):
+            check_colocations(self.colocated, self.pools)
+        if self.colocated and not isinstance(self.faults, NoFaults):
+            raise InputError("faults", "given", "failures of colocated replicas are not modelled", ["none"])
         try:
             self.slo.check_classes(names)
         except InputError as error:
@@ -91,7 +98,7 @@ class Scenario:
     def _check_network(self) -> None:
         if not isinstance(self.network, Topology):
             return
-        if len(self.pools) == 1:
+        if len(self.pools) < 2:
             raise InputError("network", self.network.name, "a single pool hands nothing over: it has no effect")
         if not isinstance(self.roles, FixedRoles):
             raise InputError("network", self.network.name, "replicas that switch roles have no place of their own")
@@ -102,6 +109,9 @@ class Scenario:
             if spec.pp > 1 and spec.role == "prefill" and self.handover.layerwise:
                 why = "layer-wise hand-over out of a pipeline is not modelled; handover.layerwise=false is"
                 raise InputError(f"pools.{name}.pp", spec.pp, why, ["1"])
+            if not isinstance(spec.tiers, NoTiers) and not (self.faults == NO_FAULTS and self.roles == FIXED_ROLES):
+                why = "are not modelled where replicas fail or switch roles"
+                raise InputError(f"pools.{name}.tiers", "(some)", why, ["none"])
         replicas = {name: spec.replicas for name, spec in self.pools.items()}
         paired = self._paired()
         scaled = any(isinstance(spec.autoscaler, Autoscale) for spec in self.pools.values())
@@ -136,8 +146,10 @@ class Scenario:
 
     @property
     def dollars_per_hour(self) -> float:
-        pools = sum(spec.devices * self.price.of(spec.hardware.name) for spec in self.pools.values())
+        parts = {name: 1 / len(place.shares) for place in self.colocated.values() for name in place.shares}
+        pools = sum(s.devices * parts.get(n, 1.0) * self.price.of(s.hardware.name) for n, s in self.pools.items())
         stations = sum(station_dollars(spec, self.price) for spec in self.stations.values())
+        pools += sum(spec.tier_dollars for spec in self.pools.values())
         return pools + stations + sum(host_dollars(spec, self.price) for spec in self.hosts.values())
 
 

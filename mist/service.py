@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import cast
 
+from mist.clients.colocated import ColocatedClient, SharedDevice
 from mist.clients.llm import LLMClient
 from mist.clients.pipeline import PipelineClient
 from mist.clients.speculative import SpeculativeClient
@@ -18,14 +19,21 @@ from mist.network import Link, LinkSpec
 from mist.pool import Pool
 from mist.request import Request, Stage, Visit
 from mist.roles import FIXED_ROLES, Roles, Switcher, SwitchRoles
+from mist.tiers.fetches import Fetches
+from mist.tiers.spec import DrawnTiers, StoredTiers
 from mist.topology import Wires
+
+
+def alone(_pool: str, _replica: int) -> SharedDevice | None:
+    """Devices of its own."""
+    return None
 
 
 class Service:
     """Moves requests through one model's pools: one for prefill and decode, or one for each and a link.
 
     ``ended`` is called with every request that is finished or lost; ``good`` tells an autoscaler whether a request
-    kept its SLO (see ``judge``); ``seed`` is of the faults.
+    kept its SLO (see ``judge``); ``seed`` is of the faults. ``device`` says what a replica shares with other pools'.
     """
 
     def __init__(
@@ -42,14 +50,18 @@ class Service:
         roles: Roles = FIXED_ROLES,
         good: Callable[[Request], bool] = bool,
         seed: int = 0,
+        device: Callable[[str, int], SharedDevice | None] = alone,
     ) -> None:
-        self.kernel, self._seed = kernel, seed
+        self.kernel, self._seed, self._device = kernel, seed, device
         self.pools = (entry,) if decode is None else (entry, decode)
         self.link = Link(kernel, link) if link is not None else None
         self.faults, self.good, self.ended = faults, good, ended
         self._entry, self._decode, self._wires = entry, decode, wires
         self._front_end = entry.spec.engine.front_end
         self.handovers = self._handovers(handover) if decode is not None else None
+        tiers = entry.spec.tiers
+        if isinstance(tiers, StoredTiers | DrawnTiers):
+            entry.fetches = Fetches(kernel, tiers, entry.spec.layout(entry.name, entry.stages), seed)
         for pool in self.pools:
             for index in range(pool.spec.replicas):
                 pool.clients.append(self._client(pool, index))
@@ -62,7 +74,9 @@ class Service:
             Switcher(kernel, roles, entry.fleet, decode.fleet)
 
     def _client(self, pool: Pool, index: int) -> LLMClient:
-        client = self._engine(pool, f"{pool.name}/{index}")
+        client = self._engine(pool, index)
+        if pool.fetches is not None:
+            pool.fetches.attach(client, index)
         if pool.spec.role == "prefill":
             assert self.handovers is not None
             client.prefilled = partial(self._hand_over, pool, client)
@@ -70,9 +84,11 @@ class Service:
                 client.watch = self.handovers.watch
         return client
 
-    def _engine(self, pool: Pool, name: str) -> LLMClient:
-        spec, scheduler = pool.spec, pool.spec.scheduler
+    def _engine(self, pool: Pool, index: int) -> LLMClient:
+        spec, scheduler, name = pool.spec, pool.spec.scheduler, f"{pool.name}/{index}"
         kv = make_pool(pool.blocks, spec.engine.block_tokens, spec.prefix_caching, spec.host())
+        if pool.fetches is not None:
+            kv = pool.fetches.pool(pool.blocks)
         finished = partial(self._finished, pool)
         if pool.spec.pp > 1:
             passage = Stages(self.kernel, pool.stages, pool.hop_time, pool.loads)
@@ -81,6 +97,9 @@ class Service:
         kind: Callable[..., LLMClient] = LLMClient
         if pool.spec.speculation.tokens:
             kind = partial(SpeculativeClient, speculation=pool.spec.speculation, seed=self._seed)
+        device = self._device(pool.name, index)
+        if device is not None:
+            kind = partial(ColocatedClient, device=device, pool=pool.name)
         client = kind(self.kernel, name, scheduler=scheduler, steptimes=pool.stages[0], kv=kv, finished=finished)
         client.power = pool.loads[0]
         return client
@@ -98,7 +117,7 @@ class Service:
             bytes_per_token=sum(part.kv_bytes_per_token for part in sent),
             layers=sum(part.layers for part in sent),
             route=self._to_decode,
-            landed=self._decode.join,
+            landed=self._landed,
             fetched=self._entry.settle,
             withdrawn=self._withdrawn,
         )
@@ -141,14 +160,39 @@ class Service:
         else:
             self.kernel.route(self._enter, request)
 
+    def abort(self, request: Request) -> None:
+        """Nobody waits for a request any more: ``ended`` is called with it when its engine has let go of it.
+
+        One that is on its way to a decode replica lands there first.
+        """
+        request.aborted = True
+        if self.handovers is not None and request.id in self.handovers.moves:
+            return
+        for pool in self.pools:
+            if 0 <= request.replica < len(pool.clients) and pool.clients[request.replica].has(request):
+                pool.clients[request.replica].abort(request)
+                return
+
+    def _landed(self, request: Request, index: int) -> None:
+        assert self._decode is not None
+        self._decode.join(request, index)
+        if request.aborted:
+            self.kernel.decide(self.abort, request)
+
     def _enter(self, request: Request) -> None:
+        if request.aborted:
+            self.ended(self, request)
+            return
         index = self._entry.route(request)
         if index is None:
             assert self._entry.fleet is not None
             self._entry.fleet.held.append(partial(self._enter, request))
             return
         self._entry.join(request, index)
-        self._entry.clients[index].submit(request)
+        if self._entry.fetches is None:
+            self._entry.clients[index].submit(request)
+        else:
+            self._entry.fetches.arrive(request, index, self._entry.clients[index])
 
     def _finished(self, pool: Pool, request: Request) -> None:
         pool.leave(request)
@@ -219,6 +263,9 @@ class Service:
 
     def _send_again(self, client: LLMClient, request: Request) -> None:
         """A request whose replica failed: its cache is gone."""
+        if request.aborted:
+            self.ended(self, request)
+            return
         now = self.kernel.now
         stage = Stage.PREFILL if request.first_token < 0 else Stage.DECODE
         started = request.started if request.started >= 0 else now

@@ -58,8 +58,14 @@ def refuse_unmeetable(scenario: Scenario, traffic: Traffic, result: Result) -> N
     limit = _unmet(scenario.slo, alone.requests)
     if limit is not None:
         fastest = min(measured(limit.metric, alone.requests), default=inf)
-        why = f"no request can meet it, even alone on the deployment: the fastest takes {fastest:.3g} s"
+        told = f"the fastest takes {fastest:.3g} s" if fastest < inf else f"none is answered ({_unanswered(alone)})"
+        why = f"no request can meet it, even alone on the deployment: {told}"
         raise UnmeetableSLO(f"slo.{limit.name}", f"{limit.limit:g} s", why)
+
+
+def _unanswered(result: Result) -> str:
+    """Why a request was not."""
+    return next((r.refused or r.lost for r in result.requests if r.refused or r.lost), "the run ended before")
 
 
 def _unmet(slo: SLO, requests: Sequence[Request]) -> Limit | None:
@@ -114,6 +120,7 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
             hosts=scenario.hosts,
             links=scenario.links,
             cycle=len(traffic),
+            colocated=scenario.colocated,
         )
     except Infeasible as why:
         dollars = scenario.dollars_per_hour
@@ -138,17 +145,20 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
     start = -_instant(traffic, -warm) / rate
     length = cycle / rate
     kernel.run(until=start)
-    backlogs, drawn = [cluster.in_flight], [cluster.joules]
+    kernel.now = max(kernel.now, start)  # energy is drawn between events too
+    backlogs, before, drawn = [cluster.in_flight], cluster.joules, 0.0
     for look in range(1, ceil(LOOKS * (1 + scenario.window.patience)) + 1):
         now = start + length * look / LOOKS
         kernel.run(until=now)
+        kernel.now = now
         if look <= LOOKS:
             backlogs.append(cluster.in_flight)
-            drawn.append(cluster.joules)
         cohort = requests[warm : warm + cycle]
-        if look == LOOKS and unstable(cycle, backlogs[0], backlogs[-1]):
-            break
-        if stop(cohort, now) or (look >= LOOKS and all(r.finished >= 0 or r.refused or r.lost for r in cohort)):
+        over = look == LOOKS and unstable(cycle, backlogs[0], backlogs[-1])
+        over = over or stop(cohort, now)
+        if look == LOOKS or (over and look < LOOKS):
+            drawn = cluster.joules - before
+        if over or (look >= LOOKS and all(r.finished >= 0 or r.refused or r.lost for r in cohort)):
             break
     kernel.clear()
     window = Observed(
@@ -158,7 +168,7 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
         cycle,
         backlogs[0],
         backlogs[-1],
-        drawn[-1] - drawn[0],
+        drawn,
     )
     return outcome(scenario, cluster, requests, rate, window, tuple(traffic.sizes()))
 

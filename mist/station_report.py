@@ -22,6 +22,9 @@ class StationReport:
     busy_servers: float  # on average over time
     joules: float  # drawn by devices of its own
     dollars_per_hour: float
+    items_per_second: float = 0.0  # texts, queries
+    tokens_per_second: float | None = None  # that an encoder read; None of others
+    recall: float | None = None  # of an index, by the user's table
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class HostReport:
 def station_report(station: Station, price: PriceList, elapsed: float) -> StationReport:
     """``elapsed`` seconds of the run."""
     spec, busy = station.spec, station.busy_by_now / elapsed if elapsed else 0.0
+    read = station.tokens if hasattr(spec, "model") else None
     return StationReport(
         service=spec.service,
         place=f"{spec.devices} x {spec.place}" if spec.devices else spec.place,
@@ -51,6 +55,9 @@ def station_report(station: Station, price: PriceList, elapsed: float) -> Statio
         busy_servers=busy,
         joules=station.server.joules(elapsed),
         dollars_per_hour=station_dollars(spec, price),
+        items_per_second=station.items / elapsed if elapsed else 0.0,
+        tokens_per_second=None if read is None else read / elapsed if elapsed else 0.0,
+        recall=getattr(getattr(spec, "work", None), "recall", None),
     )
 
 

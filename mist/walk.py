@@ -12,7 +12,7 @@ from mist.plan.draws import Draws
 from mist.plan.query import Generation, Grown, Join, Query, Thread
 from mist.plan.stages import Pipeline, unfold
 from mist.plan.steps import Forking, Generating, Sending, Serving
-from mist.request import Content, Stage, Visit
+from mist.request import Stage, Visit
 from mist.service import Service
 
 
@@ -32,18 +32,19 @@ class Walk:
         self.kernel, self.pipeline, self.draws = kernel, pipeline, draws
         self.services, self.stations, self.links, self.ended = services, stations, links, ended
         self._ids = count()  # of generations
+        self._branches = count()  # of contexts that grow apart
         self._only = next(iter(services.values()), None)
 
     def begin(self, query: Query) -> None:
         """A query is here, now."""
         query.plan(unfold(self.pipeline.stages, self.draws.of(query.id, query.kind.name, query.input)))
-        content = Grown(query.content, query.input, ("query", query.id))
+        content = Grown(query.content, query.input, next(self._branches))
         self._advance(Thread(query, query.steps, query.input, content))
 
     def _advance(self, thread: Thread) -> None:
         """The next step of a thread, or its end."""
         query = thread.query
-        if query.refused or query.lost:
+        if query.refused or query.lost or thread.stopped:
             return
         if thread.at == len(thread.steps):
             self._end(thread)
@@ -61,6 +62,7 @@ class Walk:
             self.links[step.link].send(size, self._sent, thread, step, self.kernel.now)
 
     def _end(self, thread: Thread) -> None:
+        thread.content.forget_keys()
         if thread.join is not None:
             self._meet(thread.join, thread)
             return
@@ -77,25 +79,31 @@ class Walk:
         generation = self._generation(thread, step)
         if thread.join is None and thread.at - 1 == query.answering and step.streams:
             query.answer = generation
-        service = self._only if step.pool is None else self.services[step.pool]
-        assert service is not None
+        service, thread.doing = self._service(step), generation
         why = service.refusal(generation)
+        if why and query.finished >= 0:  # a branch that nobody waits for
+            return
         if why:
             query.refused = f"{step.place}: {why}"
             self.ended(query)
             return
         service.submit(generation)
 
+    def _service(self, step: Generating) -> Service:
+        service = self._only if step.pool is None else self.services[step.pool]
+        assert service is not None
+        return service
+
     def _generation(self, thread: Thread, step: Generating) -> Generation:
         """What an engine is asked for; due when its query's first token is."""
         query, now, kind = thread.query, self.kernel.now, thread.query.kind
         if isfinite(kind.ttft):
             kind = kind._replace(ttft=query.deadline - now)
-        content: Content = thread.content
+        content = thread.content
         if step.prompt is not None:
-            content = Grown(None, 0, ("query", query.id, step.place))
+            content = Grown(None, 0, next(self._branches))
         elif not step.keeps:  # what comes next in the context is something else
-            content = Grown(content, thread.context, ("query", query.id, step.place))
+            content = Grown(content, thread.context, next(self._branches))
         tokens = (thread.context if step.prompt is None else step.prompt) + step.instruction
         output = query.asked if step.output is None else step.output
         generation = Generation(next(self._ids), now, tokens, output, query.priority, content, kind)
@@ -104,18 +112,18 @@ class Walk:
         return generation
 
     def generated(self, generation: Generation) -> None:
-        """A generation is finished, or lost."""
+        """A generation is finished, aborted or lost."""
         thread, step = generation.thread, generation.step
         query = thread.query
         query.preemptions += generation.preemptions
         query.retries += generation.retries
         if generation.lost:
-            if not (query.refused or query.lost):
+            if not (query.refused or query.lost or query.finished >= 0 or thread.stopped):
                 query.lost = f"{step.place}: {generation.lost}"
                 self.ended(query)
             return
-        query.prompted += generation.input
-        query.generated += generation.output
+        query.prompted += generation.input if generation.first_token >= 0 else generation.computed
+        query.generated += generation.output - generation.left
         if step.keeps:
             thread.context += generation.output + step.instruction if step.prompt is None else generation.output
         self._advance(thread)
@@ -140,25 +148,38 @@ class Walk:
 
     def _fork(self, thread: Thread, step: Forking) -> None:
         query, join = thread.query, Join(thread, step)
-        branches = []
+        thread.doing, branches = join, join.branches
         for number, steps in enumerate(step.branches):
-            content = Grown(thread.content, thread.context, ("query", query.id, step.place, number))
+            content = Grown(thread.content, thread.context, next(self._branches))
             branches.append(Thread(query, steps, thread.context, content, join, number))
         for branch in branches:
             self._advance(branch)
 
     def _meet(self, join: Join, branch: Thread) -> None:
         join.ended.append(branch)
-        if len(join.ended) != join.step.needs:
-            return
         thread, step = join.thread, join.step
+        if len(join.ended) != step.needs:
+            return
+        if step.aborts:
+            self._stop(join)
         if step.carries == "one":
             if step.needs == len(step.branches):  # whoever was first, so that designs draw the same
                 join.ended.sort(key=lambda ended: ended.number)
             winner = join.ended[step.winner(step.needs)]
             thread.context, thread.content = winner.context, winner.content
         elif step.carries == "all":
-            content = Grown(thread.content, join.base, ("query", thread.query.id, step.place, "all"))
+            content = Grown(thread.content, join.base, next(self._branches))
             thread.context += sum(ended.context - join.base for ended in join.ended)
             thread.content = content
         self._advance(thread)
+
+    def _stop(self, join: Join) -> None:
+        """Call back the branches that have not ended, and theirs."""
+        for branch in join.branches:
+            if branch in join.ended or branch.stopped:
+                continue
+            branch.stopped = True
+            if type(branch.doing) is Join:
+                self._stop(branch.doing)
+            elif type(branch.doing) is Generation and branch.doing.finished < 0:
+                self._service(branch.doing.step).abort(branch.doing)

@@ -273,11 +273,11 @@ def _pool(
     engine: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> PoolSpec:
-    """A pool from the sheets; ``limits`` are the scheduler's, ``engine`` fields of the engine profile."""
+    """A pool from the sheets, without front end; ``limits`` are the scheduler's, ``engine`` fields of the profile."""
     config = {
         "model": model if isinstance(model, ModelSpec) else _sheet("model", model),
         "hardware": _sheet("hardware", hardware),
-        "engine": _sheet("engine", "vllm") | dict(engine or {}),
+        "engine": _sheet("engine", "vllm") | {"front_end": 0.0} | dict(engine or {}),
         "perf": _sheet("perf", "roofline"),
         "scheduler": _sheet("scheduler", scheduler) | dict(limits or {}),
         "router": _sheet("router", router),

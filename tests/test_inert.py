@@ -19,7 +19,7 @@ from mist.simulate import simulate
         (["node=pcie-box"], "node = pcie-box: has no effect"),
         (["llm.node=hgx-h100", "node.latency=1ms"], r"llm\.node = hgx-h100: has no effect"),
         (["cluster=disaggregated", "prefill.node=hgx-h100", "decode.tp=8"], r"prefill\.node = hgx-h100: has no effect"),
-        (["perf.expert_skew=0.5"], r"perf\.expert_skew = 0\.5: has no effect: .* ep > 1"),
+        (["perf=roofline", "perf.expert_skew=0.5"], r"perf\.expert_skew = 0\.5: has no effect: .* ep > 1"),
         (
             ["workload=two_class", "workload.classes.batch.priority=5"],
             r"workload\.classes\.batch\.priority = 5: has no effect: .* scheduler\.policy=priority does",
@@ -40,7 +40,7 @@ def test_what_changes_nothing_is_refused(overrides, message):
         ["node=pcie-box", "tp=2", "hardware=l40s"],
         ["node=nvl72", "tp=16", "model=llama-3.1-70b"],  # one domain, but wider than the sheet's
         ["cluster=disaggregated", "node=pcie-box", "decode.tp=2"],  # one of the two pools uses it
-        ["perf.expert_skew=0.5", "model=mixtral-8x7b", "tp=2", "ep=2"],
+        ["perf=roofline", "perf.expert_skew=0.5", "model=mixtral-8x7b", "tp=2", "ep=2"],
         ["workload=two_class"],  # its file's priorities were not typed
         ["workload=two_class", "workload.classes.batch.priority=5", "scheduler=vllm_v1", "scheduler.policy=priority"],
     ],

@@ -104,9 +104,10 @@ def test_the_columns_are_those_of_the_packaged_tables(name: str, tmp_path: Path)
 
 
 def test_the_sheet_of_a_device_can_be_used_at_once(tmp_path: Path) -> None:
-    device = build(HardwareSpec, yaml.safe_load(sheet.hardware_yaml(FOUND)))
+    device = build(HardwareSpec, yaml.safe_load(sheet.hardware_yaml(FOUND, Path("profiles/data/mine"))))
     assert (device.name, device.peak("bf16"), device.scale_up_devices) == ("mine", 7e14, 8)
     assert device.memory == FOUND.memory
+    assert device.tables == "profiles/data/mine"
     assert yaml.safe_load(sheet.system_yaml(FOUND))["data_dir"] == "data/mine"
 
 
@@ -114,6 +115,6 @@ def test_a_sheet_that_somebody_wrote_is_not_written_over(tmp_path: Path) -> None
     path = tmp_path / "mine.yaml"
     path.write_text("# my own\n")
     with pytest.raises(InputError, match="was not measured here"):
-        sheet.write(path, sheet.hardware_yaml(FOUND))
-    path.write_text(sheet.hardware_yaml(FOUND))
-    sheet.write(path, sheet.hardware_yaml(FOUND))
+        sheet.write(path, sheet.hardware_yaml(FOUND, Path("profiles/data/mine")))
+    path.write_text(sheet.hardware_yaml(FOUND, Path("profiles/data/mine")))
+    sheet.write(path, sheet.hardware_yaml(FOUND, Path("profiles/data/mine")))

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 from mist.clients.stages import Passage, Stages, done
 from mist.decoding import Decoding
+from mist.perf.base import StepShape
 
 Flight = tuple[float, float]  # s, when a batch was sent in and when it has left the last stage
 
@@ -101,8 +102,24 @@ class Convoy:
         return done(self.batches[number - 1].busy, [*earlier, *sent], now)
 
     def load(self, now: float) -> float:
-        """The stages' ``load`` with the same."""
-        return self.stages.load + self._load(self._steps(self.batches[: bisect_right(self._sent, now)]))
+        """The stages' ``load_by_now``."""
+        sent = self.batches[: bisect_right(self._sent, now)]
+        if not sent:
+            return self.stages.load_by_now
+        last = sent[-len(self.stages.stages) :]
+        earlier = slice(len(last), None)
+        passages = [*[*self.stages.passages][earlier], *(batch.passage for batch in last)]
+        shapes = [*[*self.stages.shapes][earlier], *self._shapes(sent)]
+        return self.stages.load + self._load(self._steps(sent)) - self.stages.unspent(passages, shapes, now)
+
+    def _shapes(self, batches: Sequence[Batch]) -> list[StepShape]:
+        """Of the last of these, one for every stage at most."""
+        shapes, steps = list[StepShape](), self._steps(batches)
+        for batch in reversed(batches[-len(self.stages.stages) :]):
+            decodes = self.lanes[batch.lane].decodes
+            shapes.append(StepShape(decodes.count, decodes.cached + decodes.count * steps[batch.lane]))
+            steps[batch.lane] -= 1
+        return shapes[::-1]
 
     def _steps(self, batches: Sequence[Batch]) -> list[int]:
         """Of each lane."""
@@ -129,7 +146,8 @@ class Convoy:
         kept = self.batches[: bisect_left(self._sent, now)] if now < self.end else self.batches
         steps, flights = self._steps(kept), [lane.flight for lane in self.lanes]
         if kept:
-            self.stages.passed(kept[-1].busy, self._load(steps), [batch.passage for batch in kept])
+            passages = [batch.passage for batch in kept]
+            self.stages.passed(kept[-1].busy, self._load(steps), passages, self._shapes(kept))
         for batch in kept:
             flights[batch.lane] = batch.flight
         for lane, ended, flight in zip(self.lanes, steps, flights, strict=True):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from mist.clients.batches import Batches
 from mist.clients.host import Host
 from mist.clients.station import Server, Task, check_station
 from mist.errors import Infeasible
@@ -64,7 +65,7 @@ class Encoder:
     """Runs a batch in one step of a model on devices of its own."""
 
     def __init__(self, kernel: Kernel, spec: EncoderStation) -> None:
-        self.kernel, self.spec = kernel, spec
+        self.spec = spec
         weights, sheet = device_weights(spec.replica), spec.hardware
         if weights > sheet.memory * spec.engine.memory_utilization:
             why = f"{spec.model.name} needs {weights / 1e9:.1f} GB of weights on each {sheet.name} of {spec.tp}"
@@ -72,16 +73,13 @@ class Encoder:
         self.steps = spec.perf.of(spec.replica)
         efficiency = [getattr(spec.perf, f"{name}_efficiency", 1.0) for name in ("matmul", "bandwidth")]
         self._load = spec.power.of(spec.replica, *efficiency)
-        self.load = self.busy = 0.0  # s, of all servers
+        self.batches = Batches(kernel)
 
     def run(self, batch: list[Task], call: Callable[[], None]) -> None:
         longest = self.spec.model.context
         shape = StepShape(0, 0, tuple((min(t.tokens, longest), 0) for t in batch for _ in range(t.items)))
-        time = self.steps.step_time(shape)
-        self.load += self._load.step(shape)
-        self.busy += time
-        self.kernel.after(time, call)
+        self.batches.run(self.steps.step_time(shape), self._load.step(shape), call)
 
     def joules(self, elapsed: float) -> float:
         hardware, tp = self.spec.hardware, self.spec.tp
-        return joules(hardware, tp, elapsed * self.spec.servers, self.load, self.busy)
+        return joules(hardware, tp, elapsed * self.spec.servers, *self.batches.worked())

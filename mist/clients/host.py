@@ -113,15 +113,21 @@ class Host:
         self.kernel, self.name, self.spec = kernel, name, spec
         self.cores = Shared(kernel, float(spec.cores))
         self.memory = Shared(kernel, spec.hardware.memory_bandwidth)
-        self.held = 0.0  # bytes in memory
+        self._held: list[tuple[str, float]] = []
 
-    def hold(self, size: float) -> None:
+    @property
+    def held(self) -> float:
+        """Bytes in memory."""
+        return sum(size for _, size in self._held)
+
+    def hold(self, size: float, what: str) -> None:
         """Keep ``size`` bytes in memory, always; Infeasible, with the numbers, if they do not fit."""
-        self.held += size
+        self._held.append((what, size))
         memory = self.spec.hardware.memory
         if self.held > memory:
+            parts = " + ".join(f"{name} {part / 1e9:.1f}" for name, part in self._held if part)
             have = f"{self.spec.hardware.name} has {memory / 1e9:.1f}"
-            raise Infeasible(f"host {self.name} is to keep {self.held / 1e9:.1f} GB in memory, {have}")
+            raise Infeasible(f"host {self.name} is to keep {self.held / 1e9:.1f} GB in memory ({parts}), {have}")
 
     def run(self, work: Work, cores: float, call: Callable[[], None]) -> None:
         """Call once ``work`` is done on at most so many ``cores``."""

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 from mist.request import Request
@@ -28,6 +28,14 @@ class Line:
         self._line.append(request)
         self.tokens += request.known - request.computed
 
+    def slip_in(self, request: Request) -> None:
+        """Take the place in line of one who came when it was submitted."""
+        place = len(self._line)
+        while place and self._line[place - 1].id > request.id:
+            place -= 1
+        self._line.insert(place, request)
+        self.tokens += request.known - request.computed
+
     def rejoin(self, request: Request) -> None:
         """Back in line after a preemption."""
         self._line.appendleft(request)
@@ -37,6 +45,14 @@ class Line:
         request = self._line.popleft()
         self.tokens -= request.known - request.computed
         return request
+
+    def __contains__(self, request: Request) -> bool:
+        return any(waiting is request for waiting in self._line)
+
+    def remove(self, request: Request) -> None:
+        """Out of the line, wherever it stands."""
+        self._line.remove(request)
+        self.tokens -= request.known - request.computed
 
 
 class RankedLine(Line):
@@ -60,7 +76,15 @@ class RankedLine(Line):
         heappush(self._heap, (self._place(request), request.arrived, request.id, request))
         self.tokens += request.known - request.computed
 
-    rejoin = join
+    rejoin = slip_in = join
+
+    def __contains__(self, request: Request) -> bool:
+        return any(waiting is request for *_, waiting in self._heap)
+
+    def remove(self, request: Request) -> None:
+        self._heap = [place for place in self._heap if place[3] is not request]
+        heapify(self._heap)
+        self.tokens -= request.known - request.computed
 
     def pop(self) -> Request:
         request = heappop(self._heap)[3]

@@ -2,10 +2,12 @@
 
 from collections import deque
 from collections.abc import Callable, Collection
+from functools import partial
 from math import ceil, sqrt
 from typing import Any
 
 from mist.clients.line import Line, RankedLine
+from mist.clients.loading import Loading
 from mist.decoding import Decoding
 from mist.kernel import Kernel
 from mist.memory.pool import BlockPool
@@ -23,6 +25,14 @@ class LLMClient:
     ``finished`` is called after a request's last token, ``prefilled``, on a client that decodes nothing,
     after its first. ``watch`` sees every step or leap as it begins, and preemptions that leave nothing to step.
     """
+
+    # CPython 3.11 slows the attributes of an object that has more than thirty of them in a dict.
+    __slots__ = (
+        "_aborting", "_admissions", "_awake", "_decode", "_expected", "_extended", "_fetching", "_landed", "_leap",
+        "_prefilling", "_running", "_stamp", "_step", "busy", "decodes", "failed", "finished", "granted", "kernel",
+        "kv", "leaps", "line", "load", "loading", "name", "power", "preempted", "preemptions", "prefilled",
+        "scheduler", "steps", "steptimes", "watch",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -52,14 +62,17 @@ class LLMClient:
         self._expected: deque[tuple[Request, Callable[[Request], None]]] = deque()  # no room yet
         self._fetching = 0  # room reserved, KV on its way
         self._landed: deque[Request] = deque()  # KV here, not yet decoding
+        self._aborting: list[Request] = []  # to be let go before the next step
         self._awake = False
         self._leap: tuple[float, int, Stretch] | None = None  # start, steps, their times
         self._extended = 1  # steps of the leap that have their blocks
         self._stamp = 0  # tells a leap's end from one that was cut short
         self.preemptions = self.steps = self.leaps = 0
-        self.busy = 0.0  # s
+        self._step: tuple[float, float, float] | None = None  # that is not a leap: start, time, load
+        self.busy = 0.0  # s, of steps that ended
         self.power: Power | None = None
-        self.load = 0.0  # s at full utilisation, mean over devices
+        self.load = 0.0  # s at full utilisation, mean over devices; a step's from its beginning, a leap's from its end
+        self.loading: dict[int, Loading] = {}  # caches that come in layer by layer, by request
         self.failed = False
 
     # what a scheduler sees
@@ -131,6 +144,14 @@ class LLMClient:
         if self._leap is None or self.line.head is not head:
             self._wake()
 
+    def resume(self, request: Request) -> None:
+        """Put a request in line whose cache has been fetched, before those who came after it."""
+        head = self.line.head
+        request.queued, request.started = self.kernel.now, -1.0
+        self.line.slip_in(request)
+        if self._leap is None or self.line.head is not head:
+            self._wake()
+
     def expect(self, request: Request, fetch: Callable[[Request], None]) -> None:
         """Take over a prefilled request: call ``fetch`` once its KV has room here."""
         request.queued, request.started = self.kernel.now, -1.0
@@ -140,6 +161,19 @@ class LLMClient:
     def land(self, request: Request) -> None:
         """The KV of an expected request is here."""
         self._landed.append(request)
+        self._wake()
+
+    def has(self, request: Request) -> bool:
+        """Whether it is in line here, running or just handed over."""
+        return self._running.get(request.id) is request or request in self._landed or request in self.line
+
+    def abort(self, request: Request) -> None:
+        """Let go of a request that it has, once the step under way has ended, unless it ends with that.
+
+        As vLLM V1 does (``EngineCore.abort_requests``): aborts are read between two steps. ``finished`` is called
+        with it. What it computed can be found in the prefix cache by others.
+        """
+        self._aborting.append(request)
         self._wake()
 
     def give_back(self, held: Any) -> None:
@@ -182,8 +216,31 @@ class LLMClient:
 
     @property
     def busy_by_now(self) -> float:
-        """Seconds spent stepping, up to now in a leap, up to the last step's end otherwise."""
-        return self.busy + (self.kernel.now - self._leap[0] if self._leap is not None else 0.0)
+        """Seconds spent stepping, up to now."""
+        return self.worked()[1]
+
+    def worked(self) -> tuple[float, float]:
+        """Seconds at full utilisation, and seconds spent stepping, up to now; a step asks for its load evenly."""
+        if self._leap is not None:
+            return self._leapt(self.kernel.now - self._leap[0])
+        if self._step is None:
+            return self.load, self.busy
+        start, time, load = self._step
+        spent = self.kernel.now - start
+        ahead = max(1 - spent / time, 0.0) if time else 0.0  # nothing, of a step that waits for a cache
+        return self.load - load * ahead, self.busy + spent
+
+    def _leapt(self, elapsed: float) -> tuple[float, float]:
+        """The same, in a leap."""
+        assert self._leap is not None
+        _, steps, stretch = self._leap
+        if self.power is None or not elapsed:
+            return self.load, self.busy + elapsed
+        count, context, begun = self.decodes.count, self.decodes.cached, steps_over(stretch, elapsed, steps)
+        ended = stretch.time(begun - 1)
+        part = min(max((elapsed - ended) / (stretch.time(begun) - ended), 0.0), 1.0)
+        before, after = (self.power.stretch(count, context, number) for number in (begun - 1, begun))
+        return self.load + before + part * (after - before), self.busy + elapsed
 
     @property
     def used_by_now(self) -> int:
@@ -219,14 +276,15 @@ class LLMClient:
             done = min(steps_over(stretch, self.kernel.now - start, steps), steps - 1)
             while done and start + stretch.time(done) > self.kernel.now:
                 done -= 1
-            self.busy, self.steps = self.busy_by_now, self.steps + done
-            if self.power is not None and done:
-                self.load += self.power.stretch(self.decodes.count, self.decodes.cached, done)
+            self.load, self.busy = self.worked()
+            self.steps += done
             self.decodes.advance(done)
+        elif self._step is not None:
+            self.load, self.busy = self.worked()
         for request in self._running.values():
             if request.joined >= 0:
                 self.decodes.leave(request)
-        self.failed, self._leap = True, None
+        self.failed, self._leap, self._step = True, None, None
 
     def _wake(self) -> None:
         if not self._awake:
@@ -240,6 +298,8 @@ class LLMClient:
     def _launch(self) -> None:
         if self.failed:
             return
+        if self._aborting:
+            self._let_go()
         if self._landed or self._expected:
             self._take_over()
         self.granted, self.preempted, self._decode = {}, 0, False
@@ -283,6 +343,8 @@ class LLMClient:
         self._running[request.id] = self._prefilling[request.id] = request
         if request.started < 0:
             request.started = self.kernel.now
+        if self.loading and request.id in self.loading and self.loading[request.id].tokens != request.computed:
+            del self.loading[request.id]  # not needed any more, or of no use
 
     def _preempt(self, request: Request) -> None:
         del self._running[request.id]
@@ -293,11 +355,40 @@ class LLMClient:
             request.blocks += has_block
         else:
             del self._prefilling[request.id]
+        self.loading.pop(request.id, None)
         self.kv.evict(request)
         request.preemptions += 1
         self.line.rejoin(request)
         self.preempted += 1
         self.preemptions += 1
+
+    def _let_go(self) -> None:
+        """Of the aborted, those that are still here."""
+        aborting, self._aborting = self._aborting, []
+        for request in aborting:
+            if self._running.get(request.id) is request:
+                self._quit(request)
+            elif request in self._landed:
+                self._landed.remove(request)
+                self._fetching -= 1
+                self.kv.release(request)
+            elif request in self.line:
+                self.line.remove(request)
+                self.kv.drop(request)
+            else:
+                continue
+            self.finished(request)
+
+    def _quit(self, request: Request) -> None:
+        """An admitted request leaves before its time."""
+        stage = Stage.PREFILL if request.first_token < 0 else Stage.DECODE
+        request.visits.append(Visit(stage, self.name, request.queued, request.started, self.kernel.now))
+        del self._running[request.id]
+        if request.joined >= 0:
+            self.decodes.leave(request)
+        else:
+            del self._prefilling[request.id]
+        self.kv.release(request)
 
     def _take_over(self) -> None:
         """Reserve memory for hand-overs, first come, first served, and start on those that have arrived."""
@@ -330,10 +421,31 @@ class LLMClient:
             decodes.cached if self._decode else 0,
             tuple([(tokens, request.computed) for request, tokens in chunks]),
         )
+        before = self.load
         time = self._step_time(shape) + self.kv.delay()
+        self._step = self.kernel.now, time, self.load - before
         if self.watch is not None:
             self.watch(self, time)
-        self.kernel.after(time, self._end_step, chunks, time)
+        if self.loading:
+            self._take(time, self._await_layers, chunks, time, self.kernel.now)
+        else:
+            self._take(time, self._end_step, chunks, time)
+
+    def _take(self, time: float, ended: Callable[..., None], *arguments: Any) -> None:
+        """Have the devices for so many seconds."""
+        self.kernel.after(time, ended, *arguments)
+
+    def _await_layers(self, chunks: list[Grant], time: float, start: float) -> None:
+        """The end of a step of ``time`` seconds, if no layer in it has waited for its cache."""
+        loading = [self.loading[request.id] for request, _ in chunks if request.id in self.loading]
+        for cache in loading:
+            if cache.landed < 0:
+                cache.then = partial(self._await_layers, chunks, time, start)
+                return
+        end = max([self.kernel.now, *(cache.computed(start, time) for cache in loading)])
+        for request, _ in chunks:
+            self.loading.pop(request.id, None)
+        self.kernel.at(end, self._end_step, chunks, end - start)
 
     def _step_time(self, shape: StepShape) -> float:
         if self.power is not None:
@@ -351,6 +463,7 @@ class LLMClient:
     def _end_step(self, chunks: list[Grant], time: float) -> None:
         if self.failed:
             return
+        self._step = None
         self.busy += time
         self.steps += 1
         if self._decode:
@@ -394,12 +507,11 @@ class LLMClient:
     # leaps
 
     def _run_decodes(self) -> None:
-        decodes = self.decodes
-        stretch = self.steptimes.decode_stretch(decodes.count, decodes.cached)
+        decodes, stretch = self.decodes, self._stretch()
         if self.preempted:  # one step, behind what was swapped out
             stretch = Stretch(1, stretch.first + self.kv.delay(), 0.0)
         most = 1 if self.preempted else decodes.steps_to_leaver()  # the next step may admit who this one put back
-        room = self.kv.free + decodes.blocks_due  # the first step has its blocks
+        room = self.kv.quiet + decodes.blocks_due  # the first step has its blocks
         steps = decodes.steps_within(room, most if most < stretch.steps else int(stretch.steps))
         if steps > 1 and (head := self.line.head) is not None:
             steps = self.kv.steps_to_hit(head, self._running.values(), decodes, steps)
@@ -410,7 +522,11 @@ class LLMClient:
         time = stretch.time(steps)
         if self.watch is not None:
             self.watch(self, time)
-        self.kernel.after(time, self._end_leap, self._stamp)
+        self._take(time, self._end_leap, self._stamp)
+
+    def _stretch(self) -> Stretch:
+        """The steps that the lockstep set can take on end."""
+        return self.steptimes.decode_stretch(self.decodes.count, self.decodes.cached)
 
     def _cut(self) -> None:
         """End the leap with the step in progress."""

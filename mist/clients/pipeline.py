@@ -130,6 +130,21 @@ class PipelineClient:
         self._fetching.pop(request.id).forget(request, granted)
         self.stir()
 
+    def has(self, request: Request) -> bool:
+        """Whether it is in line here, or in a lane."""
+        return any(lane.has(request) for lane in self.lanes)  # they share the line
+
+    def abort(self, request: Request) -> None:
+        """Let go of a request that it has, at once in line, otherwise once its lane's batch has left the last stage."""
+        self._cut()
+        if request in self.line:
+            self.line.remove(request)
+            self.kv.drop(request)
+            self.lanes[0].finished(request)
+            self.stir()
+        else:
+            next(lane for lane in self.lanes if lane.has(request)).abort(request)
+
     def give_back(self, held: Any) -> None:
         """A request that left has been fetched: what it held is free again."""
         self._cut()
@@ -215,8 +230,12 @@ class PipelineClient:
 
     @property
     def load(self) -> float:
-        """Seconds at full utilisation, mean over devices."""
-        return self.stages.load if self._convoy is None else self._convoy.load(self.kernel.now)
+        """Seconds at full utilisation, mean over devices, up to now."""
+        return self.stages.load_by_now if self._convoy is None else self._convoy.load(self.kernel.now)
+
+    def worked(self) -> tuple[float, float]:
+        """Seconds at full utilisation, and seconds that a stage has been at work, on average, up to now."""
+        return self.load, self.busy
 
     @property
     def steps(self) -> int:

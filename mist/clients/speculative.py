@@ -136,6 +136,10 @@ class SpeculativeClient(LLMClient):
     def _bench(self) -> None:
         """Members that get no token sit the step out: their counts are their own, nothing need be undone."""
 
+    def _quit(self, request: Request) -> None:
+        super()._quit(request)
+        self._draws.pop(request.id, None)
+
     def _verifying(self) -> list[Request]:
         """The members that share the step under way: all, unless the scheduler named some."""
         members = self.decodes.in_admission_order

@@ -1,7 +1,7 @@
 """The stages of a pipelined replica: when each works on which batch."""
 
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 
 from mist.kernel import Kernel
@@ -43,6 +43,7 @@ class Stages:
         self.busy = self.load = 0.0  # s, mean over stages
         # of the batches sent in last; no more are in flight than there are stages
         self.passages: deque[Passage] = deque(maxlen=len(stages))
+        self.shapes: deque[StepShape] = deque(maxlen=len(stages))
 
     def step_time(self, shape: StepShape) -> float:
         """Seconds until a batch made now leaves the last stage; it is on its way."""
@@ -52,6 +53,7 @@ class Stages:
         """Send a batch in."""
         passage = self._passage(shape, now)
         self.passages.append(passage)
+        self.shapes.append(shape)
         for begin, end in passage:
             self.busy += (end - begin) / len(passage)
         for load in self.loads:
@@ -72,21 +74,37 @@ class Stages:
             passage.append((now, now := now + stage.step_time(shape)))
         return passage
 
-    def passed(self, busy: float, load: float, passages: Sequence[Passage]) -> None:
+    def passed(self, busy: float, load: float, passages: Sequence[Passage], shapes: Sequence[StepShape]) -> None:
         """Batches have been sent in that another worked out; ``busy`` is with them, ``load`` theirs alone."""
         self.busy = busy
         self.load += load
         self.passages.extend(passages[-len(self.stages) :])
+        self.shapes.extend(shapes[-len(self.stages) :])
 
     @property
     def busy_by_now(self) -> float:
         """``busy`` without what the batches in flight will still take."""
         return done(self.busy, self.passages, self.kernel.now)
 
+    @property
+    def load_by_now(self) -> float:
+        """``load`` without what the batches in flight will still ask for."""
+        return self.load - self.unspent(self.passages, self.shapes, self.kernel.now)
+
+    def unspent(self, passages: Iterable[Passage], shapes: Iterable[StepShape], now: float) -> float:
+        """Seconds at full utilisation that these batches will still ask for, mean over stages."""
+        ahead = 0.0
+        for passage, shape in zip(passages, shapes, strict=True):
+            if passage[-1][1] > now:
+                for load, (begin, end) in zip(self.loads, passage, strict=True):
+                    ahead += load.step(shape) * max(end - max(begin, now), 0.0) / (end - begin)
+        return ahead / len(self.stages)
+
     def stop(self) -> None:
         """Nothing in flight goes on."""
-        self.busy = self.busy_by_now
+        self.busy, self.load = self.busy_by_now, self.load_by_now
         self.passages.clear()
+        self.shapes.clear()
 
     def decode_stretch(self, decodes: int, context: int) -> Stretch:
         """One step: the next waits for what other lanes send in meanwhile."""

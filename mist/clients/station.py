@@ -126,7 +126,9 @@ class Station:
         self.server = spec.server(kernel, hosts)
         self.free = inf if spec.servers is None else spec.servers
         self.queue: deque[Task] = deque()
-        self.tasks = self.batches = 0  # ended
+        self.tasks = self.batches = self.items = 0  # ended
+        self.tokens = 0  # of those items, as far as a model reads them
+        self._longest: int = getattr(getattr(spec, "model", None), "context", 0)
         self.busy = 0.0  # server-seconds of batches that ended
         self._running = 0  # batches
         self._started = 0.0  # s, sum of when those began
@@ -173,5 +175,7 @@ class Station:
         self.batches += 1
         self.tasks += len(batch)
         for task in batch:
+            self.items += task.items
+            self.tokens += task.items * min(task.tokens, self._longest)
             task.done(task, began)
         self._wake()

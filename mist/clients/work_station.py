@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from mist.clients.batches import Batches
 from mist.clients.host import Host
 from mist.clients.station import Server, Task, check_station
 from mist.errors import InputError
 from mist.hardware import HardwareSpec
 from mist.kernel import Kernel
 from mist.perf.power import joules
+from mist.perf.retrieval.checks import check_memory
 from mist.perf.work import ServiceModel, Work
 from mist.units import Seconds
 
@@ -94,7 +96,7 @@ class OnHost:
 
     def __init__(self, host: Host, spec: HostStation) -> None:
         self.host, self.spec = host, spec
-        host.hold(getattr(spec.work, "memory_bytes", 0.0))
+        host.hold(getattr(spec.work, "memory_bytes", 0.0), spec.service)
 
     def run(self, batch: list[Task], call: Callable[[], None]) -> None:
         self.host.run(self.spec.work.work(sum(task.items for task in batch)), self.spec.cores, call)
@@ -104,16 +106,16 @@ class OnHost:
 
 
 class OnDevice:
-    """Runs a batch a server."""
+    """Runs a batch a server. Infeasible where what the model keeps in memory does not fit the device's."""
 
     def __init__(self, kernel: Kernel, spec: DeviceStation) -> None:
-        self.kernel, self.spec = kernel, spec
-        self.busy = 0.0  # s, of all servers
+        hardware = spec.work.hardware
+        check_memory(getattr(spec.work, "memory_bytes", 0.0), hardware.memory, "the index", hardware.name)
+        self.spec, self.batches = spec, Batches(kernel)
 
     def run(self, batch: list[Task], call: Callable[[], None]) -> None:
         time = self.spec.work.work(sum(task.items for task in batch)).latency
-        self.busy += time
-        self.kernel.after(time, call)
+        self.batches.run(time, time, call)
 
     def joules(self, elapsed: float) -> float:
-        return joules(self.spec.work.hardware, 1, elapsed * self.spec.servers, self.busy, self.busy)
+        return joules(self.spec.work.hardware, 1, elapsed * self.spec.servers, *self.batches.worked())

@@ -22,6 +22,11 @@ class BlockPool:
     def free(self) -> int:
         return self.total - self.used
 
+    @property
+    def quiet(self) -> int:
+        """Free blocks that nobody hears of when they are taken."""
+        return self.total - self.used
+
     def hit(self, request: Request) -> int:  # noqa: ARG002
         """Tokens of a waiting request that are cached already."""
         return 0
@@ -65,6 +70,9 @@ class BlockPool:
         """Take a preempted request's blocks; it goes back to the line."""
         self.release(request)
         request.computed = 0
+
+    def drop(self, request: Request) -> None:
+        """A waiting request will not come back: nothing is kept of it."""
 
     def detach(self, request: Request) -> Any:
         """What the request held, still in use; it is given back later."""

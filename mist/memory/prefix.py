@@ -3,10 +3,11 @@
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from mist.decoding import Decoding
 from mist.memory.pool import BlockPool
-from mist.request import Request
+from mist.request import Keyed, Request
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class PrefixPool(BlockPool):
     """
 
     __slots__ = (
-        "_blank", "_cached", "_chain", "_content", "_free", "_refs", "_version", "hit_tokens", "looked_up_tokens"
+        "_blank", "_cached", "_chain", "_content", "_copies", "_free", "_refs", "_version", "hit_tokens",
+        "looked_up_tokens",
     )  # fmt: skip
 
     def __init__(self, total: int, block_tokens: int) -> None:
@@ -41,7 +43,8 @@ class PrefixPool(BlockPool):
         self._refs: list[int] = []  # of the blocks used so far; those from here on are made when first needed
         self._free: OrderedDict[int, None] = OrderedDict()
         self._content: list[Hashable | None] = []
-        self._cached: dict[Hashable, int | dict[int, None]] = {}  # the block of a content; if several, as registered
+        self._cached: dict[Hashable, int] = {}  # the block of a content; if several, the first registered
+        self._copies: dict[Hashable, dict[int, None]] = {}  # the others, as registered
         self._version = 0  # of everything a lookup depends on
         self._chain: tuple[int, int, int, list[int]] = (
             0,
@@ -65,14 +68,15 @@ class PrefixPool(BlockPool):
         if request.table:
             return blocks - len(request.table)
         chain = self._lookup(request)
-        return blocks - len(chain) + sum(1 for block in chain if not self._refs[block])
+        return blocks - len(chain) + list(map(self._refs.__getitem__, chain)).count(0)
 
     def admit(self, request: Request) -> None:
-        chain = self._lookup(request)
+        chain, refs, free = self._lookup(request), self._refs, self._free
         for block in chain:
-            if not self._refs[block]:
-                del self._free[block]
-            self._refs[block] += 1
+            held = refs[block]
+            if not held:
+                del free[block]
+            refs[block] = held + 1
         request.table = list(chain)
         request.blocks = len(chain)
         request.computed = len(chain) * self.block_tokens
@@ -98,18 +102,27 @@ class PrefixPool(BlockPool):
             self._register(request, computed // self.block_tokens)
 
     def extend(self, decodes: Decoding, ahead: int, steps: int) -> None:
+        size = self.block_tokens
+        if size == 1:  # one block is allocated and filled in the same step
+            for step in range(ahead, ahead + steps):
+                for request in sorted(decodes.due(step), key=_admitted):
+                    self.grow_member(request, decodes.computed(request) + step)
+            return
+        # a block that is taken and one that is filled are never the same, so who of the two goes first is all one
         for step in range(ahead, ahead + steps):
-            touched = {r.id: r for r in (*decodes.due(step), *decodes.due(step + 1))}
-            for request in sorted(touched.values(), key=_admitted):
-                self.grow_member(request, decodes.computed(request) + step)
+            for request in _in_order(decodes.due(step)):
+                self._allocate(request)
+            for request in _in_order(decodes.due(step + 1)):
+                self._register(request, (decodes.computed(request) + step) // size)
 
     def steps_to_hit(self, head: Request, running: Collection[Request], decodes: Decoding, most: int) -> int:
         whole = (head.known - 1) // self.block_tokens
+        wanted = self._keys(head, whole)
         for request in running:
             computed = decodes.computed(request)
             filling = computed // self.block_tokens
             steps = (filling + 1) * self.block_tokens - computed - 1  # before the step that fills it
-            if steps < most and filling < whole and self.key(request, filling) == self.key(head, filling):
+            if steps < most and filling < whole and self.key(request, filling) == wanted[filling]:
                 most = max(steps, 1)
         return most
 
@@ -120,15 +133,20 @@ class PrefixPool(BlockPool):
 
     def detach(self, request: Request) -> list[int]:
         held, request.table = request.table, []
-        request.blocks = 0
+        request.blocks, request.keys = 0, None
         return held
 
     def give_back(self, held: list[int]) -> None:
+        refs, content, free, blank = self._refs, self._content, self._free, list[int]()
         for block in reversed(held):
-            self._refs[block] -= 1
-            if not self._refs[block] and self._content[block] is not None:
-                self._free[block] = None
-        self._blank += [b for b in held if not self._refs[b] and self._content[b] is None]  # the tail in front
+            others = refs[block] - 1
+            refs[block] = others
+            if not others:
+                if content[block] is None:
+                    blank.append(block)
+                else:
+                    free[block] = None
+        self._blank += reversed(blank)  # the tail in front
         self._count()
 
     def use(self) -> PrefixUse:
@@ -143,34 +161,54 @@ class PrefixPool(BlockPool):
         """The longest chain of cached blocks; the last known token is always computed anew."""
         owner, known, version, chain = self._chain
         if (owner, known, version) != (request.id, request.known, self._version):
-            chain = []
-            for index in range((request.known - 1) // self.block_tokens):
-                found = self._cached.get(self.key(request, index))
-                if found is None:
-                    break
-                chain.append(found if isinstance(found, int) else next(iter(found)))
+            whole = (request.known - 1) // self.block_tokens
+            wanted = self._keys(request, whole) if self.key(request, 0) in self._cached else []
+            blocks = map(self._cached.get, islice(wanted, whole))
+            chain = list(iter(blocks.__next__, None))  # up to the first that is not cached
             self._chain = request.id, request.known, self._version, chain
         return chain
 
     def key(self, request: Request, index: int) -> Hashable:
         """What block ``index`` of a request holds."""
-        content = request.content
-        return (request.id, index) if content is None else content.key(index, self.block_tokens)
+        keys = request.keys
+        return keys[index] if keys is not None and index < len(keys) else self._keys(request, index + 1)[index]
+
+    def _keys(self, request: Request, count: int) -> list[Hashable]:
+        """At least ``count`` keys of a request's blocks, from the first on; each is made once."""
+        content, size = request.content, self.block_tokens
+        if request.keys is None:
+            request.keys = content.keys(size) if isinstance(content, Keyed) else []
+        keys = request.keys
+        if len(keys) < count:
+            new = range(len(keys), count)
+            keys += [(request.id, i) for i in new] if content is None else [content.key(i, size) for i in new]
+        return keys
 
     def _allocate(self, request: Request) -> None:
         block = self._front()
         content = self._content[block]
         if content is not None:
-            holders = self._cached[content]
-            if isinstance(holders, int) or len(holders) == 1:
-                del self._cached[content]
-            else:
-                del holders[block]
-            self._content[block] = None
-            self._version += 1
+            self._forget(block, content)
         self._refs[block] = 1
         request.table.append(block)
-        self._count()
+        self.used += 1
+        if self.used > self.peak:  # noqa: PLR1730 - in the innermost loop
+            self.peak = self.used
+
+    def _forget(self, block: int, content: Hashable) -> None:
+        """A block's content can be hit there no longer."""
+        copies = self._copies.get(content)
+        if copies is None:
+            del self._cached[content]
+        elif block in copies:
+            del copies[block]
+        else:
+            self._cached[content] = following = next(iter(copies))
+            del copies[following]
+        if copies is not None and not copies:
+            del self._copies[content]
+        self._content[block] = None
+        self._version += 1
 
     def _front(self) -> int:
         """The first block of the free list, off it."""
@@ -185,11 +223,9 @@ class PrefixPool(BlockPool):
     def _register(self, request: Request, index: int) -> None:
         block = request.table[index]
         content = self._content[block] = self.key(request, index)
-        holders = self._cached.setdefault(content, block)
-        if not isinstance(holders, int):
-            holders[block] = None
-        elif holders != block:
-            self._cached[content] = {holders: None, block: None}
+        first = self._cached.setdefault(content, block)
+        if first != block:
+            self._copies.setdefault(content, {})[block] = None
         self._version += 1
 
     def _count(self) -> None:
@@ -213,3 +249,8 @@ def cached_prefixes(pools: Sequence[BlockPool], request: Request) -> list[int]:
 
 def _admitted(request: Request) -> int:
     return request.admitted
+
+
+def _in_order(requests: Collection[Request]) -> Collection[Request]:
+    """By admission."""
+    return requests if len(requests) < 2 else sorted(requests, key=_admitted)

@@ -77,6 +77,9 @@ class SwapPool(BlockPool):
             self.recomputed += bool(blocks)
         super().evict(request)
 
+    def drop(self, request: Request) -> None:
+        self.host_used -= -(-self._away.pop(request.id, 0) // self.block_tokens)
+
     def delay(self) -> float:
         moved, self._moved = self._moved, 0
         return self.host.time(moved)

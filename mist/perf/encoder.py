@@ -1,6 +1,8 @@
 """Embedding, reranking and scoring: one pass of an encoder over whole texts, nothing generated."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from mist.errors import InputError
@@ -20,6 +22,7 @@ class EncoderEngine:
     attention_efficiency: float
     bandwidth_efficiency: float
     call_time: Seconds  # one batch: tokenise, launch, pool, answer
+    pads: bool = False  # a batch's texts to the length of its longest
 
     def __post_init__(self) -> None:
         for field in ("matmul_efficiency", "attention_efficiency", "bandwidth_efficiency"):
@@ -35,8 +38,8 @@ class _Operator(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """An encoder over ``texts`` texts of ``tokens`` tokens per query: one to embed, k passages to rerank or score.
+class TextEncoder:
+    """An encoder over texts of any lengths; those longer than the model's context are cut off, as servers do.
 
     On a CPU its work can be shared with whatever else runs there; an accelerator it has to itself, and all of its
     time is latency. Raises Infeasible if the weights do not fit.
@@ -45,10 +48,81 @@ class Encoder:
     model: ModelSpec
     hardware: HardwareSpec
     engine: EncoderEngine
-    tokens: int  # of one text, as padded
-    texts: int = 1  # per query
     dtype: Dtype | None = None  # weights as served; None is as the model's sheet says
     causal: bool = False  # a decoder's backbone: a token sees those before it only
+
+    def __post_init__(self) -> None:
+        check_encoder(self.model)
+        if self.hardware.kind == "cpu" and not self.hardware.cores:
+            raise InputError("hardware.cores", 0, f"the sheet of {self.hardware.name} does not say how many")
+        check_memory(self.memory_bytes, self.hardware.memory, self.model.name, self.hardware.name)
+
+    @property
+    def memory_bytes(self) -> float:
+        return weight_bytes(self.model, self.dtype)
+
+    def work(self, lengths: Sequence[int]) -> Work:
+        """The work of one batch of texts of so many tokens each."""
+        operators = self._operators(self._read(lengths))
+        if self.hardware.kind != "cpu":
+            return Work(0.0, 0.0, self.engine.call_time + self._time(operators))
+        seconds = sum(compute for compute, _ in operators)
+        traffic = sum(read for _, read in operators)
+        return Work(seconds * self.hardware.cores, traffic / self.engine.bandwidth_efficiency, self.engine.call_time)
+
+    def _read(self, lengths: Sequence[int]) -> Sequence[int]:
+        """Tokens of each text as the model sees them."""
+        cut = [min(length, self.model.context) for length in lengths]
+        return [max(cut)] * len(cut) if self.engine.pads else cut
+
+    def _time(self, operators: tuple[_Operator, ...]) -> float:
+        bandwidth = self.hardware.memory_bandwidth * self.engine.bandwidth_efficiency
+        return sum(max(compute, traffic / bandwidth) for compute, traffic in operators)
+
+    def _operators(self, lengths: Sequence[int]) -> tuple[_Operator, ...]:
+        """Matrices, attention and what is done element by element, over all layers."""
+        model, engine, dtype = self.model, self.engine, self.dtype or self.model.weight_dtype
+        element = BYTES_PER_ELEMENT[dtype]
+        wide = max(2.0, element)  # activations have 16 bits unless the weights have more
+        broad = "fp32" if element > 2 else "bf16"
+        tokens, weights = sum(lengths), self._weights
+        matrices = _Operator(
+            2 * tokens * weights / (self.hardware.peak(dtype) * engine.matmul_efficiency),
+            weights * element + 2 * model.layers * tokens * model.hidden * wide,
+        )
+        width = model.heads * model.head_dim
+        pairs = sum(map(self._pairs, lengths))
+        attention = _Operator(
+            4 * width * pairs / (self.hardware.peak(broad) * engine.attention_efficiency),
+            4 * model.layers * tokens * width * wide,  # queries, keys, values, output
+        )
+        touched = 8 * model.hidden + 3 * model.intermediate  # two add-norms, one activation
+        return matrices, attention, _Operator(0.0, model.layers * tokens * touched * wide)
+
+    @cached_property
+    def _weights(self) -> float:
+        """Those of all layers, which every token passes."""
+        return self.model.layers * (self.model.attention_parameters + self.model.dense_mlp_parameters)
+
+    def _pairs(self, n: int) -> float:
+        """Query-key pairs of one text over all layers; a window lets a token see that many others."""
+        model = self.model
+        full = n * (n + 1) / 2 if self.causal else float(n * n)
+        windowed = min(full, float(n * model.window)) if model.window_layers else 0.0
+        return (model.layers - model.window_layers) * full + model.window_layers * windowed
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A TextEncoder over ``texts`` texts of ``tokens`` tokens a query: one to embed, k passages to rerank or score."""
+
+    model: ModelSpec
+    hardware: HardwareSpec
+    engine: EncoderEngine
+    tokens: int  # of one text, as padded
+    texts: int = 1  # per query
+    dtype: Dtype | None = None
+    causal: bool = False
 
     def __post_init__(self) -> None:
         for field in ("tokens", "texts"):
@@ -56,55 +130,27 @@ class Encoder:
                 raise InputError(field, getattr(self, field), "must be at least 1")
         if self.tokens > self.model.context:
             raise InputError("tokens", self.tokens, f"{self.model.name} reads at most {self.model.context}")
-        if self.model.experts or self.model.kv_latent:
-            raise InputError("model", self.model.name, "an encoder of experts or latent attention is not modelled")
-        if self.hardware.kind == "cpu" and not self.hardware.cores:
-            raise InputError("hardware.cores", 0, f"the sheet of {self.hardware.name} does not say how many")
-        check_memory(self.memory_bytes, self.hardware.memory, self.model.name, self.hardware.name)
+        self.reads  # noqa: B018 - what it cannot be is told here
+
+    @cached_property
+    def reads(self) -> TextEncoder:
+        return TextEncoder(self.model, self.hardware, self.engine, self.dtype, self.causal)
 
     @property
     def memory_bytes(self) -> float:
-        return self.model.counted_parameters * self._element
-
-    @property
-    def _element(self) -> float:
-        return BYTES_PER_ELEMENT[self.dtype or self.model.weight_dtype]
+        return self.reads.memory_bytes
 
     def work(self, queries: int) -> Work:
-        operators = self._operators(queries)
-        if self.hardware.kind != "cpu":
-            return Work(0.0, 0.0, self.engine.call_time + self._time(operators))
-        seconds = sum(compute for compute, _ in operators)
-        traffic = sum(read for _, read in operators)
-        return Work(seconds * self.hardware.cores, traffic / self.engine.bandwidth_efficiency, self.engine.call_time)
+        """The work of one batch of so many queries."""
+        return self.reads.work([self.tokens] * (queries * self.texts))
 
-    def _time(self, operators: tuple[_Operator, ...]) -> float:
-        bandwidth = self.hardware.memory_bandwidth * self.engine.bandwidth_efficiency
-        return sum(max(compute, traffic / bandwidth) for compute, traffic in operators)
 
-    def _operators(self, queries: int) -> tuple[_Operator, ...]:
-        """Matrices, attention and what is done element by element, over all layers."""
-        model, engine, dtype = self.model, self.engine, self.dtype or self.model.weight_dtype
-        wide = max(2.0, self._element)  # activations have 16 bits unless the weights have more
-        broad = "fp32" if self._element > 2 else "bf16"
-        texts = queries * self.texts
-        tokens = texts * self.tokens
-        weights = model.layers * (model.attention_parameters + model.dense_mlp_parameters)
-        matrices = _Operator(
-            2 * tokens * weights / (self.hardware.peak(dtype) * engine.matmul_efficiency),
-            weights * self._element + 2 * model.layers * tokens * model.hidden * wide,
-        )
-        width = model.heads * model.head_dim
-        attention = _Operator(
-            4 * width * texts * self._pairs() / (self.hardware.peak(broad) * engine.attention_efficiency),
-            4 * model.layers * tokens * width * wide,  # queries, keys, values, output
-        )
-        touched = 8 * model.hidden + 3 * model.intermediate  # two add-norms, one activation
-        return matrices, attention, _Operator(0.0, model.layers * tokens * touched * wide)
+def weight_bytes(model: ModelSpec, dtype: Dtype | None) -> float:
+    """Bytes of the weights as served."""
+    return model.counted_parameters * BYTES_PER_ELEMENT[dtype or model.weight_dtype]
 
-    def _pairs(self) -> float:
-        """Query-key pairs of one text over all layers; a window lets a token see that many others."""
-        model, n = self.model, self.tokens
-        full = n * (n + 1) / 2 if self.causal else float(n * n)
-        windowed = min(full, float(n * model.window)) if model.window_layers else 0.0
-        return (model.layers - model.window_layers) * full + model.window_layers * windowed
+
+def check_encoder(model: ModelSpec) -> None:
+    """InputError where its pass over a text is not modelled."""
+    if model.experts or model.kv_latent:
+        raise InputError("model", model.name, "an encoder of experts or latent attention is not modelled")

@@ -9,6 +9,7 @@ from mist.model import BYTES_PER_ELEMENT, ModelSpec
 from mist.perf.base import Explained, Replica, StepShape, Stretch, Table
 from mist.perf.collective import allreduce, exchange, fabric
 from mist.perf.experts import busiest_load, destinations, touched
+from mist.units import Seconds
 
 ACTIVATION = 2.0  # bytes per element: activations are 16 bits wide in every engine modelled here
 
@@ -17,19 +18,22 @@ ACTIVATION = 2.0  # bytes per element: activations are 16 bits wide in every eng
 class Roofline:
     """Shares of the published peaks that kernels reach.
 
-    ``expert_skew`` is the Zipf exponent of the experts' popularity, where they are spread over devices; 0 leaves
-    only chance to unbalance them.
+    ``layer_time`` is what a layer takes however little there is to compute: its kernels start one after another, and
+    the first and last of their thread blocks leave the device half empty. ``expert_skew`` is the Zipf exponent of the
+    experts' popularity, where they are spread over devices; 0 leaves only chance to unbalance them.
     """
 
     matmul_efficiency: float
     attention_efficiency: float
     bandwidth_efficiency: float
     link_efficiency: float
+    layer_time: Seconds = 0.0
     expert_skew: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.expert_skew < 0:
-            raise InputError("expert_skew", self.expert_skew, "must not be negative")
+        for name in ("layer_time", "expert_skew"):
+            if getattr(self, name) < 0:
+                raise InputError(name, getattr(self, name), "must not be negative")
         for field in fields(self)[:4]:
             share = getattr(self, field.name)
             if not 0 < share <= 1:
@@ -56,6 +60,7 @@ class RooflineSteps:
         wide = self._weight >= ACTIVATION  # the head stays in 16 bits when the layers are quantised
         self._head_weight = self._weight if wide else ACTIVATION
         self._head_matmul = hardware.peak(model.weight_dtype if wide else "bf16") * efficiency.matmul_efficiency
+        self._fixed = model.layers * efficiency.layer_time
         self._linear = Table(self._linear_time)
         self._spread_linear: dict[tuple[int, int], float] = {}
         self._head = Table(self._head_time)
@@ -154,7 +159,7 @@ class RooflineSteps:
         model, tp = self._model, self._tp
         dense = model.layers - model.sparse_layers
         mlp = self._weights_time(local, model.dense_mlp_parameters / tp) if dense else 0.0
-        time = model.layers * self._weights_time(local, model.attention_parameters / tp) + dense * mlp
+        time = self._fixed + model.layers * self._weights_time(local, model.attention_parameters / tp) + dense * mlp
         if model.sparse_layers:
             time += model.sparse_layers * self._experts_time(tokens, local)
         width = (

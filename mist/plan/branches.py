@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,14 +116,16 @@ class Path:
 class Fork:
     """Branches side by side, which all begin with the context so far.
 
-    The plan goes on when ``needs`` of them have ended (None: all, as a majority vote and a best-of-N need); the rest
-    run to their end, at their cost, unheard. Of those that ended, ``carries`` says whose tokens go on: those of *one*
-    drawn among them, of *all* one after another, or of *none*.
+    The plan goes on when ``needs`` of them have ended (None: all, as a majority vote and a best-of-N need). The rest
+    run to their end, at their cost, unheard, or are called back with ``unheard=abort``: engines let go of their
+    generations after the step under way, stations finish what they were given. Of those that ended, ``carries`` says
+    whose tokens go on: those of *one* drawn among them, of *all* one after another, or of *none*.
     """
 
     paths: Mapping[str, Path]
     needs: int | None = None
     carries: Carries = "one"
+    unheard: Literal["run", "abort"] = "run"
 
     def __post_init__(self) -> None:
         branches = sum(path.copies for path in self.paths.values())
@@ -130,6 +133,8 @@ class Fork:
             raise InputError("paths", "(nothing)", "a fork needs at least one")
         if self.needs is not None and not 1 <= self.needs <= branches:
             raise InputError("needs", self.needs, f"the fork has {branches} branches")
+        if self.unheard == "abort" and (self.needs or branches) == branches:
+            raise InputError("unheard", "abort", f"has no effect: all {branches} branches are waited for (needs)")
 
     def unfold(self, place: str, chance: Chance) -> Steps:
         branches = tuple(
@@ -138,7 +143,8 @@ class Fork:
             for copy in range(path.copies)
         )
         share = chance.share(f"{place}.winner") if self.carries == "one" else 0.0
-        return (Forking(place, branches, self.needs or len(branches), self.carries, share),)
+        aborts = self.unheard == "abort"
+        return (Forking(place, branches, self.needs or len(branches), self.carries, share, aborts),)
 
     def inner(self) -> Mapping[str, Mapping[str, PipelineStage]]:
         return {f"paths.{name}": path.stages for name, path in self.paths.items()}

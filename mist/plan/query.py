@@ -1,10 +1,11 @@
 """A user's question whose answer takes a plan, and the generations that it is made of."""
 
 from collections.abc import Hashable
-from typing import NamedTuple
 
 from mist.plan.steps import Forking, Generating, Steps, answering, generates
 from mist.request import UNCLASSED, Content, Request, RequestClass
+
+BLOCK_BITS = 32  # of a key, for the block; the branch stands above them: whole numbers are quickly looked up
 
 
 class Query(Request):
@@ -60,26 +61,29 @@ class Query(Request):
 class Thread:
     """A place in a plan that moves on: the trunk's, or that of a branch of a fork."""
 
-    __slots__ = ("at", "content", "context", "join", "number", "query", "steps")
+    __slots__ = ("at", "content", "context", "doing", "join", "number", "query", "steps", "stopped")
 
     def __init__(  # noqa: PLR0917
-        self, query: Query, steps: Steps, context: int, content: Content, join: "Join | None" = None, number: int = 0
+        self, query: Query, steps: Steps, context: int, content: "Grown", join: "Join | None" = None, number: int = 0
     ) -> None:
         self.query, self.steps, self.join = query, steps, join
         self.number = number  # of the branch
         self.at = 0  # the next step
         self.context = context  # tokens so far
         self.content = content  # what they are
+        self.doing: Generation | Join | None = None  # what it waits for, of what can be called back
+        self.stopped = False  # nobody waits for it any more
 
 
 class Join:
     """Where branches meet: their thread goes on when enough of them have ended."""
 
-    __slots__ = ("base", "ended", "step", "thread")
+    __slots__ = ("base", "branches", "ended", "step", "thread")
 
     def __init__(self, thread: Thread, step: Forking) -> None:
         self.thread, self.step = thread, step
         self.base = thread.context  # tokens where they parted
+        self.branches: list[Thread] = []
         self.ended: list[Thread] = []  # in that order
 
 
@@ -92,18 +96,33 @@ class Generation(Request):
     thread: Thread
 
 
-class Grown(NamedTuple):
+class Grown:
     """The tokens of a plan's context: up to ``tokens`` those of ``root``, from there on its own branch's.
 
     A later prompt of the same branch contains the earlier ones and what was written after them, and branches of a
-    fork share all up to where they parted: this is what a prefix cache finds again.
+    fork share all up to where they parted: this is what a prefix cache finds again. ``branch`` is a number that no
+    other has.
     """
 
-    root: Content | None
-    tokens: int
-    branch: tuple[Hashable, ...]
+    __slots__ = ("_keys", "branch", "root", "tokens")
+
+    def __init__(self, root: Content | None, tokens: int, branch: int) -> None:
+        self.root, self.tokens, self.branch = root, tokens, branch
+        self._keys: dict[int, list[Hashable]] = {}
 
     def key(self, block: int, block_tokens: int) -> Hashable:
         if self.root is not None and (block + 1) * block_tokens <= self.tokens:
             return self.root.key(block, block_tokens)
-        return *self.branch, block
+        return self.branch << BLOCK_BITS | block
+
+    def keys(self, block_tokens: int) -> list[Hashable]:
+        """The keys made so far; those in common with ``root`` are taken from there."""
+        known = self._keys.get(block_tokens)
+        if known is None:
+            shared = self.root.keys(block_tokens) if isinstance(self.root, Grown) else []
+            known = self._keys[block_tokens] = shared[: self.tokens // block_tokens]
+        return known
+
+    def forget_keys(self) -> None:
+        """Nobody will ask for long; they can be made again."""
+        self._keys.clear()

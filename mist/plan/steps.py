@@ -48,6 +48,7 @@ class Forking(NamedTuple):
     needs: int
     carries: Carries  # whose tokens go on in the context
     share: float  # in [0, 1), which of those ended is the one that goes on
+    aborts: bool = False  # the branches that are not waited for
 
     def winner(self, ended: int) -> int:
         """Of so many that ended, the one that goes on."""

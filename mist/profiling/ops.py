@@ -58,7 +58,7 @@ def ops(  # noqa: PLR0917
     finally:
         tables.save()
     found = _measured(name, device, session, (told[0] or read[0], told[1] or read[1]))
-    sheet.write(place, sheet.hardware_yaml(found))
+    sheet.write(place, sheet.hardware_yaml(found, tables.folder))
     sheet.write(out / f"{name}.yaml", sheet.system_yaml(found))
     rows = {table: len(rows) for table, rows in tables.rows.items()}
     return Outcome(place, tables.folder, found, rows, session.known, session.too_long, session.unmeasured)

@@ -30,8 +30,9 @@ class Measured:
     idle_power: float | None
 
 
-def hardware_yaml(found: Measured) -> str:
-    """A sheet for ``hardware=<name>``; what could not be measured is left to be given, never guessed."""
+def hardware_yaml(found: Measured, tables: Path) -> str:
+    """A sheet for ``hardware=<name>`` with its operators in ``tables``; what could not be measured is left to be given,
+    never guessed."""
     host = found.host_bandwidth or found.memory_bandwidth
     beside = found.bus_bandwidth or host
     sources = {
@@ -65,6 +66,7 @@ def hardware_yaml(found: Measured) -> str:
             found.idle_power,
             "drawn before measuring, by the driver; this process was there, which adds some 30 to 70 W",
         ),
+        f"tables: {tables.as_posix()} # of the operators timed here, for perf=measured",
     ]
     return "\n".join(lines) + "\n"
 

@@ -42,12 +42,16 @@ def stage_table(result: Result) -> Table:
 
 def station_table(result: Result) -> Table:
     """One line per station."""
-    table = _table("station", "service", "on", "servers", "busy", "batch", "tasks", "$/h", words=3)
+    columns = "servers", "busy", "batch", "tasks", "items/s", "tokens/s", "recall", "$/h"
+    table = _table("station", "service", "on", *columns, words=3)
     for name, at in (result.stations or {}).items():
         busy = f"{at.busy_servers:.3g} servers" if at.utilization is None else f"{at.utilization:.0%}"
         servers = "any" if at.servers is None else str(at.servers)
-        figures = f"{at.mean_batch:.3g}", f"{at.tasks:,}", f"{at.dollars_per_hour:.2f}"
-        table.add_row(name, at.service, at.place or "elsewhere", servers, busy, *figures)
+        read = "" if at.tokens_per_second is None else f"{at.tokens_per_second:,.0f}"
+        recall = "" if at.recall is None else f"{at.recall:.3g}"
+        figures = f"{at.mean_batch:.3g}", f"{at.tasks:,}", f"{at.items_per_second:.4g}", read, recall
+        paid = f"{at.dollars_per_hour:.2f}"
+        table.add_row(name, at.service, at.place or "elsewhere", servers, busy, *figures, paid)
     return table
 
 

@@ -17,7 +17,7 @@ def simulation(result: Result) -> RenderableType:
     """What was deployed, what it did with the load, and whether the SLO held."""
     if result.verdict == "infeasible":
         return Text.assemble(("does not fit: ", BAD), result.reason)
-    parts: list[RenderableType] = [deployment(result), *_speculation(result), Text()]
+    parts: list[RenderableType] = [deployment(result), *_speculation(result), Text()] if result.pools else []
     parts.extend(_dynamics(result))
     parts.extend(_memory(result))
     parts.extend(_sources(result))
@@ -46,7 +46,8 @@ def capacity(answer: Capacity) -> RenderableType:
         head.append(f"   {len(rates)} seeds: {each} (spread {spread:.1%})")
     else:
         head.append("   one seed; --seeds 3 shows the spread", DIM)
-    head.append(f"\n{answer.tokens_per_dollar:,.0f} output tokens per dollar within SLO", "bold")
+    if result.pools:
+        head.append(f"\n{answer.tokens_per_dollar:,.0f} output tokens per dollar within SLO", "bold")
     head.append(f"   {answer.probes} simulations", DIM)
     return Group(head, Text(), simulation(result))
 
@@ -126,8 +127,29 @@ def _memory(result: Result) -> Iterator[Text]:
             moved = f"{swap.out_bytes / 1e9:,.3g} GB out, {swap.in_bytes / 1e9:,.3g} GB in"
             full = f", {swap.recomputed:,} preemptions recomputed for lack of room" if swap.recomputed else ""
             yield Text(f"{name}: swapped {moved}; host memory at most {swap.host_peak:.0%} full{full}")
+        yield from _tiers(name, pool)
     if result.refusal and result.counts is not None:
         yield Text(f"{result.counts.refused:,} requests refused; the first: {result.refusal}", "yellow")
+
+
+def _tiers(name: str, pool: PoolReport) -> Iterator[Text]:
+    """What was found behind the devices of a pool, tier by tier; nothing where there is none."""
+    if pool.tiers is None:
+        return
+    use = pool.tiers
+    again = f", {use.recomputed_tokens:,} computed again by choice" if use.recomputed_tokens else ""
+    wasted = f", {use.wasted_tokens:,} fetched for nothing" if use.wasted_tokens else ""
+    found = f"{name}: of {use.requests:,} requests {use.found:,} found KV in tiers and {use.fetched:,} fetched it"
+    yield Text(f"{found}, {use.fetched_tokens:,} tokens{again}{wasted}")
+    for tier, did in use.tiers.items():
+        read = f"{did.reads:,} reads, {did.hit_tokens:,} tokens, {did.read_bytes / 1e9:,.3g} GB"
+        took = f"{seconds(did.transfer_time)} each (P99 {seconds(did.transfer_time_p99)}), {seconds(did.wait)} waiting"
+        kept = f"; {did.written_bytes / 1e9:,.3g} GB written" if did.written_bytes else ""
+        kept += f", at most {did.peak:.0%} full" if did.peak is not None else ""
+        kept += f", {did.evicted:,} blocks evicted" if did.evicted else ""
+        kept += f", {did.expired:,} expired" if did.expired else ""
+        kept += f", {did.turned_away:,} turned away" if did.turned_away else ""
+        yield Text(f"  {tier}: {read}, {took}{kept}")
 
 
 def _served(result: Result) -> Text:
@@ -142,10 +164,12 @@ def _served(result: Result) -> Text:
         f" + {counts.refused:,} refused" + (f" + {counts.lost:,} lost with a replica" if counts.lost else ""),
         DIM,
     )
-    text.append(
-        f"\nserved {result.requests_per_second:.4g} requests/s, {result.output_tokens_per_second:,.0f} tokens/s"
-    )
-    text.append(f"; within SLO {result.attainment:.2%} of requests, {result.goodput_tokens_per_second:,.0f} tokens/s\n")
+    served = f"\nserved {result.requests_per_second:.4g} requests/s"
+    good = f"; within SLO {result.attainment:.2%} of requests"
+    if not result.pools:  # nothing is generated
+        return text.append(f"{served}{good}\ndrew {result.watts:,.0f} W\n")
+    text.append(f"{served}, {result.output_tokens_per_second:,.0f} tokens/s")
+    text.append(f"{good}, {result.goodput_tokens_per_second:,.0f} tokens/s\n")
     if result.joules_per_token is not None:
         text.append(f"drew {result.watts:,.0f} W: {result.joules_per_token:.3g} J per output token")
         text.append(f", {result.tokens_per_joule:.3g} tokens per joule\n")
@@ -161,6 +185,8 @@ def latency_table(result: Result) -> Table:
     table.add_column("limits", justify="left")
     checks = {} if _by_class(result) else result.slo or {}
     for metric, figures in (result.latency or {}).items():
+        if metric != "e2e" and not result.pools:
+            continue  # there are no tokens
         table.add_row(metric.upper(), *_figures(figures), _limits(metric, checks))
     return table
 
@@ -217,6 +243,12 @@ def _notes(result: Result) -> tuple[str, ...]:
 def _verdict(result: Result) -> Text:
     if result.verdict == "ok":
         per_dollar = f"{result.tokens_per_dollar:,.0f} output tokens per dollar"
-        return Text.assemble(("SLO held: ", GOOD), (per_dollar, "bold"), f" at ${result.dollars_per_hour:.2f}/h")
+        if not result.pools:
+            hourly, dollars = 3600 * result.attainment * result.requests_per_second, result.dollars_per_hour
+            per_dollar = f"{hourly / dollars:,.0f} requests per dollar" if dollars else "free"
+        price = f" at ${result.dollars_per_hour:.2f}/h"
+        if result.stages is not None and result.pools:  # queries take different work
+            price += f", ${1000 * result.dollars_per_query:.3g} per 1,000 queries"
+        return Text.assemble(("SLO held: ", GOOD), (per_dollar, "bold"), price)
     name = {"slo_missed": "SLO missed: ", "unstable": "unstable, not scored: "}[result.verdict]
     return Text.assemble((name, f"bold {BAD}"), result.reason)

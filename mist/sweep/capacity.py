@@ -29,6 +29,8 @@ LEAP = log(2)  # furthest step up, in log(rate)
 IDLE = 1 / 4096  # of the first guess: a rate at which requests are alone
 FLOOD = 4096  # times the first guess: a rate at which they come all at once
 
+SELDOM = 0.001  # requests/s that hardly ever meet at a station
+
 Probe = Callable[[float], Result]
 
 
@@ -179,7 +181,12 @@ def _until_certain(scenario: Scenario, traffic: Traffic, deadline: float, limit_
 
 
 def guess(scenario: Scenario, traffic: Traffic) -> float:
-    """Requests per second, to start from: full chunks, and decodes in the largest batch within the TPOT limit."""
+    """Requests per second, to start from: full chunks, and decodes in the largest batch within the TPOT limit.
+
+    Of stations alone, as many as they serve one by one.
+    """
+    if not scenario.pools:
+        return _one_by_one(scenario, traffic)
     tpot = min((limit.limit for limit in scenario.slo if limit.metric == "tpot"), default=inf)
     loads = demand(scenario.pipeline, traffic, scenario.seed, services(scenario.pools))
     rates = []
@@ -201,6 +208,13 @@ def guess(scenario: Scenario, traffic: Traffic) -> float:
             seconds += answer * steps.step_time(StepShape(batch, batch * context)) / batch
         rates.append(spec.replicas / (generations * seconds))
     return 0.7 * min(rates, default=1.0)
+
+
+def _one_by_one(scenario: Scenario, traffic: Traffic) -> float:
+    """The rate at which some station would be busy all the time if it served every visit by itself."""
+    seldom = serve(scenario, traffic, SELDOM)
+    shares = [station.utilization for station in (seldom.stations or {}).values() if station.utilization]
+    return 0.7 * SELDOM / max(shares, default=0.7 * SELDOM)
 
 
 def _known(steps: StepModel, shape: StepShape) -> float:

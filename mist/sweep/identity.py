@@ -24,6 +24,17 @@ def digest(value: object) -> str:
     return sha256(text.encode()).hexdigest()
 
 
+def ordered_digest(value: object) -> str:
+    """The same with keys as they come: stages run, and pools are placed, in the order of their maps."""
+    return digest(_items(value))
+
+
+def _items(value: object) -> object:
+    if isinstance(value, Mapping):
+        return [[key, _items(item)] for key, item in value.items()]
+    return [_items(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 @cache
 def code() -> Mapping[str, str]:
     """What computes an answer: the version of MIST, a hash of its sources, the versions of NumPy and of the tables."""
@@ -60,7 +71,7 @@ def canonical(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def design_identity(built: Mapping[str, Any], content: str) -> str:
     """Of one design: what it is in canonical form, the content hash of its workload's file, and the code."""
-    return digest({"design": built, "content": content, "code": dict(code())})
+    return ordered_digest({"design": built, "content": content, "code": dict(code())})
 
 
 def refuse_changes(recorded: Mapping[str, str], present: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from mist.build import build
 from mist.errors import ImpossibleLayout, InputError
 from mist.perf.base import PerfModel
-from mist.sweep.identity import code, design_identity, digest
+from mist.sweep.identity import code, design_identity, digest, ordered_digest
 from mist.sweep.question import Sweep
 from mist.sweep.workers import named
 from mist.workload.traffic import Traffic, Workload
@@ -94,7 +94,7 @@ def reach(sweep: Sweep, world: World, loads: Workloads) -> dict[str, str]:
     asked: dict[str, Any] = {"seeds": sweep.seeds, "timeout": sweep.timeout}
     asked |= {name: dict(getattr(sweep, name)) for name in ("space", "when", "derived", "screen")}
     return {
-        **{name: digest(config) for name, config in configs.items()},
+        **{name: ordered_digest(config) for name, config in configs.items()},
         **{name: content for name, content in contents.items() if content},
         **{
             f"{log} of {name}": content

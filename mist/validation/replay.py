@@ -50,7 +50,7 @@ class Job:
         problem, predicted = self.cell.problem, dict[str, float]()
         if not problem:
             try:
-                predicted = dict(self.kind.harness.replay(self.cell.facts, self.cell.rows, self._overrides()))
+                predicted = dict(self.kind.harness.replay(self.cell.facts, self.cell.rows, self.overrides()))
             except (Unanswered, MistError) as error:
                 problem = str(error)
         for metric, how in self.kind.metrics.items():
@@ -61,7 +61,8 @@ class Job:
                     self.kind.fitted_on(self.cell.facts), how.noise, self.cell.facts,
                 )  # fmt: skip
 
-    def _overrides(self) -> Overrides:
+    def overrides(self) -> Overrides:
+        """The deployment: the set's, the cell's and the variant's own, the later outranking the former."""
         facts, kind = self.cell.facts, self.kind
         said = {str(role): str(facts[role]) for role in ("model", "hardware", "engine") if role in facts}
         cut = {"tp": str(devices(facts))} if "tp" in facts else {}

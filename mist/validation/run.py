@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mist.errors import InputError, MistError
-from mist.validation.harness import composed
+from mist.validation.harness import Overrides, composed
 from mist.validation.measured import MeasuredSet, measured_sets
 from mist.validation.replay import Comparison, as_overrides, jobs, replayed
 from mist.validation.score import Score, scored
@@ -40,7 +40,7 @@ def validate(path: Path, variants: Sequence[str] = ("",)) -> Validation:
     cannot be replayed is counted, with its reason.
     """
     for variant in variants:
-        check_overrides(variant)
+        check_overrides(as_overrides(variant))
     work, foreign = jobs(path, list(dict.fromkeys(variants)))
     if not work:
         raise InputError("", path, "no set of conf/validation describes what is there")
@@ -48,12 +48,12 @@ def validate(path: Path, variants: Sequence[str] = ("",)) -> Validation:
     return Validation(compared, scored(compared, {name: kind.slices for name, kind in sets.items()}), foreign, sets)
 
 
-def check_overrides(variant: str) -> None:
+def check_overrides(overrides: Overrides) -> None:
     """InputError for an override that no deployment takes."""
     errors: list[MistError] = []
     for cluster in ("one_pool", "disaggregated"):
         try:
-            composed({"cluster": cluster}, as_overrides(variant))
+            composed({"cluster": cluster}, overrides)
         except InputError as error:
             errors.append(error)
         else:

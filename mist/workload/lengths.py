@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mist.errors import InputError
+from mist.workload.quantiles import check_curve, curve
 
 
 class Lengths(Protocol):
@@ -60,6 +61,19 @@ class Geometric:
 
     def draw(self, n: int, chance: np.random.Generator) -> NDArray[np.int64]:
         return chance.geometric(1 / self.mean, size=n)
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """A measured distribution by its quantile function, ``"0:20 0.5:480 1:9000"``, probability:tokens."""
+
+    quantiles: str
+
+    def __post_init__(self) -> None:
+        check_curve("quantiles", self.quantiles)
+
+    def draw(self, n: int, chance: np.random.Generator) -> NDArray[np.int64]:
+        return np.maximum(np.rint(curve(self.quantiles)(chance.random(n))), 1).astype(np.int64)
 
 
 @dataclass(frozen=True)

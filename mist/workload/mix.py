@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from math import fsum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +39,10 @@ class Share:
 class Mix:
     """A superposition of independent streams, one a class, in a cycle of ``requests`` requests.
 
-    Every class has its share of them by weight, rounded to whole requests: the first so many of its own
-    workload, which repeats where it is shorter, spread over the whole cycle. ``rate`` is that of all classes
-    together; None is the sum of their own rates.
+    Every class has its share of them by weight, rounded to whole requests by largest remainders: the first so many of
+    its own workload, which repeats where it is shorter, spread over the whole cycle from a random instant of its
+    first mean gap on. ``rate`` is that of all classes together; None is the sum of their own rates. The order in which
+    classes are written is that of the report, and changes nothing else.
     """
 
     classes: Mapping[str, Share]
@@ -58,37 +60,42 @@ class Mix:
                 raise InputError(f"classes.{name}.weight", weight, f"leaves it none of {self.requests} requests")
 
     def own_rate(self) -> float:
-        return sum(share.workload.own_rate() for share in self.classes.values())
+        return fsum(share.workload.own_rate() for share in self.classes.values())
 
     def content(self) -> str:
-        each = [share.workload.content() for share in self.classes.values()]
+        each = [self.classes[name].workload.content() for name in sorted(self.classes)]
         return sha256(" ".join(each).encode()).hexdigest() if any(each) else ""
 
     def counts(self) -> dict[str, int]:
         """Requests of each class in a cycle."""
-        total = sum(share.weight for share in self.classes.values())
-        ends = np.rint(np.cumsum([share.weight for share in self.classes.values()]) / total * self.requests)
-        counts = np.diff(ends, prepend=0.0).astype(int).tolist()
-        return dict(zip(self.classes, counts, strict=True))
+        total = fsum(share.weight for share in self.classes.values())
+        exact = {name: share.weight / total * self.requests for name, share in self.classes.items()}
+        counts = {name: int(count) for name, count in exact.items()}
+        largest = sorted(exact, key=lambda name: (counts[name] - exact[name], name))
+        for name in largest[: self.requests - sum(counts.values())]:
+            counts[name] += 1
+        return counts
 
     def traffic(self, seed: int) -> Traffic:
         """Each class draws from streams of its own: how the others look changes nothing of what it draws."""
+        counts, classes = self.counts(), list(self.classes)
         times, inputs, outputs, members = [], [], [], []
-        for index, (name, count) in enumerate(self.counts().items()):
-            own_seed = int(stream(seed, f"workload.classes.{name}").integers(2**32))
-            own = self.classes[name].workload.traffic(own_seed)
-            rows = np.arange(count) % len(own)
-            times.append(_spread(own, count) * self.requests)
-            inputs.append(own.inputs[rows])
-            outputs.append(own.outputs[rows])
-            members.append(np.full(count, index))
+        for name in sorted(classes):
+            draws, count = stream(seed, f"workload.classes.{name}"), counts[name]
+            own = self.classes[name].workload.traffic(int(draws.integers(2**32)))
+            instants = (_spread(own, count) + draws.random() / count) % 1.0
+            first = np.argsort(instants, kind="stable")  # what was shifted over the cycle's end begins it
+            times.append(instants[first] * self.requests)
+            inputs.append(own.inputs[first % len(own)])
+            outputs.append(own.outputs[first % len(own)])
+            members.append(np.full(count, classes.index(name)))
         instants = np.concatenate(times)
         order = np.argsort(instants, kind="stable")
         return Traffic(
             np.minimum(instants[order], np.nextafter(self.requests, 0)),
             np.concatenate(inputs)[order],
             np.concatenate(outputs)[order],
-            tuple(RequestClass(name, share.priority) for name, share in self.classes.items()),
+            tuple(RequestClass(name, self.classes[name].priority) for name in classes),
             np.concatenate(members)[order],
         )
 

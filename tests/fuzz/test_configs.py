@@ -25,7 +25,7 @@ from mist.scenario import Scenario
 from mist.simulate import simulate
 
 CASES = max(80, settings().max_examples // 20)
-SHEETS = ("scheduler", "router", "speculation", "autoscaler", "faults", "slo", "link")
+SHEETS = ("scheduler", "router", "speculation", "autoscaler", "faults", "slo", "link", "network", "node")
 # One of each line, by chance; most leave things as they are. Several settings of one choice are joined by spaces.
 PLAIN = {
     "load": ("workload.requests=30", "workload.requests=7", "workload.requests=1"),
@@ -35,7 +35,12 @@ PLAIN = {
         for name in ("chunked_prefill", "continuous", "mixed", "static", "shortest_first", "slo_aware", "vllm_v1")
     ),
     "limits": ("", "", "scheduler.max_running=4 scheduler.token_budget=700"),
-    "router": ("router=round_robin", "router=least_loaded"),
+    "router": (
+        "router=round_robin", "router=least_loaded", "router=power_of_two", "router=session_sticky",
+        "router=least_tokens", "router=slo_aware", "router=heavy_light router.threshold=200",
+    ),
+    "front end": ("", "", "engine.front_end=5ms"),
+    "drain": ("", "", "window.drain=true"),
     "replicas": ("", "replicas=2", "replicas=3"),
     "memory": ("", "", "kv_blocks=400", "kv_blocks=400 preemption=swap", "kv_blocks=150", "kv_blocks=9000"),
     "layout": ("", "", "", "", "tp=2", "pp=2", "tp=2 pp=2"),
@@ -62,8 +67,15 @@ WORKLOADS = {
     "gamma_lognormal": SHORT,
     "chat_sessions": "workload.apart=3 workload.system=200 prefix_caching=true",
     "two_class": "slo=two_class",
+    "closed_loop": "workload.concurrency=3 workload.inputs.low=100 workload.inputs.high=400 workload.outputs.low=1",
 }
-HANDOVERS = ("", "link=ethernet_25g handover.layerwise=true", "replicas=3 handover.reach=local handover.groups=3")
+NETWORKS = ("network=flat node=pcie-box", "network=roce_llama3 node=hgx-h100 handover.layerwise=true")
+HANDOVERS = (
+    "",
+    "link=ethernet_25g handover.layerwise=true",
+    "replicas=3 handover.reach=local handover.groups=3",
+    *NETWORKS,
+)
 
 
 @cache
@@ -79,6 +91,9 @@ def configs(draw: st.DrawFn) -> tuple[str, str, str]:
     workload = draw(st.sampled_from(sorted(WORKLOADS)))
     if workload == "two_class":
         chosen["slo"] = ""
+        chosen["load"] = chosen["load"].replace("requests=1", "requests=9")
+    if workload == "closed_loop":
+        chosen["rate"] = ""
         chosen["load"] = chosen["load"].replace("requests=1", "requests=9")
     if chosen["scaling"]:
         chosen["scaling"] += f" {SOON}"

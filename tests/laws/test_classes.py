@@ -13,7 +13,7 @@ from mist.request import RequestClass
 from mist.scenario import Scenario
 from mist.simulate import serve, simulate
 from mist.slo import SLO
-from mist.workload.arrivals import Poisson
+from mist.workload.arrivals import Deterministic, Poisson
 from mist.workload.lengths import Fixed, Uniform
 from mist.workload.mix import Mix, Share
 from mist.workload.synthetic import Synthetic
@@ -47,6 +47,24 @@ def test_every_class_has_its_share_of_the_requests():
         sizes = mix(requests, chat, code).traffic(0).sizes()
         assert sum(sizes.values()) == requests
         assert abs(sizes["chat"] - requests * chat / (chat + code)) <= 1
+
+
+@pytest.mark.parametrize("arrivals", [Poisson(), Deterministic()])
+def test_the_order_in_which_classes_are_written_changes_nothing(arrivals):
+    own = Synthetic(arrivals, Uniform(1, 800), Uniform(1, 300), 50)
+    shares = {name: Share(own, weight, priority) for name, weight, priority in (("b", 1, 0), ("a", 1, 2), ("c", 1, 1))}
+    one, two = (Mix(dict(items), 100).traffic(3) for items in (shares.items(), reversed(shares.items())))
+    assert one.sizes() == two.sizes() == {"a": 34, "b": 33, "c": 33}
+    for name in ("times", "inputs", "outputs"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+    who = [[traffic.classes[member] for member in traffic.members.tolist()] for traffic in (one, two)]
+    assert who[0] == who[1]
+
+
+def test_no_two_classes_of_a_mix_arrive_in_step():
+    own = Synthetic(Deterministic(), Fixed(9), Fixed(9), 50)
+    times = Mix({name: Share(own, 1.0) for name in "abc"}, 150).traffic(0).times
+    assert np.diff(times).min() > 0
 
 
 def test_a_class_draws_the_same_whatever_the_others_are():
@@ -196,4 +214,4 @@ def test_a_class_of_identical_instants_is_spread_evenly():
             return Traffic(np.zeros(50), Fixed(10).draw(50, None), Fixed(10).draw(50, None))
 
     traffic = Mix({"burst": Share(Burst(), 1.0)}, 10).traffic(0)
-    np.testing.assert_allclose(traffic.times, np.arange(10))
+    np.testing.assert_allclose(np.diff(traffic.times), 1.0)

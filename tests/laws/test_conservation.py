@@ -97,13 +97,14 @@ def test_a_prefill_client_needs_no_room_for_the_answer(scheduler_name, make_pool
 
 def test_effects_follow_their_causes(deployment, load, drive):
     pools, link = deployment
+    front_end = next(iter(pools.values())).engine.front_end
     for request in drive(pools, load, link).requests:
         if request.refused:
             assert request.visits == []
             continue
         visits = request.visits
         assert request.arrived <= visits[0].started < request.first_token <= request.finished
-        assert visits[0].queued == request.arrived
+        assert visits[0].queued == request.arrived + front_end
         assert visits[0].finished == request.first_token
         assert visits[-1].finished == request.finished
         for visit in visits:

@@ -295,3 +295,19 @@ def test_a_spike_is_cut_down_and_the_end_grows_in_proportion():
     summed = total([curve, line(0.5, 1.0)])
     for x in (1, 1.5, 3, 7, 100):
         assert summed(x) == pytest.approx(curve(x) + 1.0 + 0.5 * x)
+
+
+def test_tables_of_ones_own_are_read_as_the_packaged_ones_are(replica, perf, tmp_path):
+    """The layout that mist profile ops writes: the kernels are torch's, whatever the engine."""
+    packaged, own = replica("llama-3.1-8b", "h100", tp=2), tmp_path / "data" / "mine"
+    for table in (root() / "h100_sxm").glob("*/vllm/*/*.parquet"):
+        family, _, version, file = table.parts[-4:]
+        there = own / family / "torch" / version / file
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.symlink_to(table)
+    mine = packaged._replace(hardware=replace(packaged.hardware, tables=own.as_posix()))
+    for shape in SHAPES[:3]:
+        assert perf.of(mine).step_time(shape) == pytest.approx(perf.of(packaged).step_time(shape), rel=0.02)
+    bare = packaged._replace(hardware=replace(packaged.hardware, tables=(tmp_path / "none").as_posix()))
+    with pytest.raises(InputError, match=r"none has no .* \(mist profile ops writes such tables\)"):
+        perf.of(bare)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mist.autoscalers.queue_length import QueueLength
 from mist.autoscalers.target_utilization import TargetUtilization
 from mist.clients.llm import LLMClient
+from mist.errors import UnmeetableSLO
 from mist.faults import DrawnFaults, GivenFaults, Outage
 from mist.fleet import Autoscale
 from mist.handover import HandoverSpec
@@ -19,7 +20,7 @@ from mist.network import LinkSpec
 from mist.policy import Grant, PoolView, Preempt
 from mist.request import Request, RequestClass, Stage
 from mist.schedulers.chunked_prefill import ChunkedPrefill
-from mist.simulate import serve
+from mist.simulate import refuse_unmeetable, serve
 from mist.speculation import NGram
 
 STEP, TOKEN, CACHED = 1e-3 * 2**0.5, 1e-5 * 3**0.5, 1e-6 * 5**0.5
@@ -220,3 +221,11 @@ def test_watts_of_a_device_are_those_of_the_devices_that_were_rented_and_drafts_
     assert device.idle_power < report.watts < device.power
     answered = sum(request.output - 1 for request in result.requests if request.finished >= 0)
     assert report.speculation.accepted + report.speculation.drafted / 2 >= answered  # a verification drafts two
+
+
+def test_a_limit_that_nobody_keeps_because_nobody_is_answered_is_refused_with_the_reason(pool, make_scenario, drawn):
+    """It said that the fastest takes inf s."""
+    scenario = make_scenario(pool(kv_blocks=3), drawn(n=5))
+    traffic = scenario.workload.traffic(0)
+    with pytest.raises(UnmeetableSLO, match=r"none is answered \(needs \d+ KV blocks, a replica of llm has 3\)"):
+        refuse_unmeetable(scenario, traffic, serve(scenario, traffic, 1.0))

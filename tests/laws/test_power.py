@@ -1,16 +1,25 @@
 """Energy: bounded by idle and full power, additive, more for more work."""
 
+from itertools import pairwise
+
+import numpy as np
 import pytest
 
 from mist.build import build
+from mist.cluster import Cluster
 from mist.errors import InputError
 from mist.hardware import HardwareSpec
+from mist.kernel import Kernel
 from mist.model import ModelSpec
 from mist.perf.base import Replica, StepShape
 from mist.perf.engine import EngineProfile
 from mist.perf.power import LINEAR, LinearPower
 from mist.perf.roofline import Roofline
+from mist.request import Request
+from mist.scenario import Window
 from mist.simulate import serve
+from mist.speculation import NGram
+from mist.workload.traffic import Traffic
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +97,44 @@ def test_energy_adds_up_over_pools_and_leaps(make_pool, drive, poisson, linear):
     assert fast.cluster.joules == pytest.approx(slow.cluster.joules, rel=1e-9)
     now = fast.kernel.now
     assert fast.cluster.joules == sum(pool.joules(now) for pool in fast.cluster.pools.values())
+
+
+@pytest.mark.parametrize("fields", [{}, {"pp": 2}, {"speculation": NGram(tokens=2, acceptance=0.5)}])
+def test_energy_up_to_any_instant_is_the_same_stepping_and_leaping(fields, make_pool, drive, poisson, linear, sheet):
+    """An instant in the middle of a step has seen its part of it."""
+    device = build(HardwareSpec, sheet("hardware", "h100"))
+    pool = make_pool(perf=linear(0.02, 1e-6, 1e-8), **fields)
+    load, before, since = poisson(2, 12, 4.0, (1, 300), (1, 400)), 0.0, 0.0
+    for until in np.cumsum([0.013] * 40 + [0.41] * 20).tolist():
+        drawn = []
+        for twin in (False, True):
+            run = drive(pool, load, one_by_one=twin, until=until)
+            run.kernel.now = until
+            drawn.append(run.cluster.joules)
+        assert drawn[0] == pytest.approx(drawn[1], rel=1e-9)
+        watts = (drawn[0] - before) / (until - since) / pool.devices
+        assert device.idle_power * (1 - 1e-9) <= watts <= device.power * (1 + 1e-9)
+        before, since = drawn[0], until
+
+
+def test_the_watts_of_a_window_are_those_between_its_edges(make_pool, make_scenario, linear):
+    """One endless answer: every window draws what its steps draw, wherever events fall."""
+    traffic = Traffic(np.zeros(1), np.array([10]), np.array([2000]))
+    pool = make_pool(perf=linear(0.02))
+    ends = [serve(make_scenario(pool, window=Window(warmup=warm)), traffic, 0.1) for warm in (1, 2, 3)]
+    kernel = Kernel()
+    cluster = Cluster(kernel, {"llm": pool}, None)
+    marks = []
+    for id_ in range(4):
+        kernel.run(until=10.0 * id_)
+        kernel.now = 10.0 * id_
+        marks.append(cluster.joules)
+        kernel.at(kernel.now, cluster.arrive, Request(id_, kernel.now, 10, 2000))
+    kernel.run(until=40.0)
+    kernel.now = 40.0
+    marks.append(cluster.joules)
+    own = [(after - before) / 10.0 for before, after in pairwise(marks)][1:]
+    assert [result.watts for result in ends] == pytest.approx(own, rel=1e-9)
 
 
 def test_a_share_of_power_lies_between_nothing_and_all():

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mist.build import build, plain
+from mist.clients.work_station import DeviceStation
 from mist.errors import Infeasible, InputError
 from mist.hardware import HardwareSpec
+from mist.kernel import Kernel
 from mist.model import ModelSpec
 from mist.perf.encoder import Encoder, EncoderEngine
 from mist.perf.retrieval.database import Database, Served
@@ -231,7 +233,8 @@ def test_a_wrong_field_is_named(make: Callable[[], object], field: str) -> None:
 
 def test_an_index_that_does_not_fit_is_infeasible_by_name() -> None:
     with pytest.raises(Infeasible, match=r"the index needs 30\.72 GB of memory, l4 has 24\.15 GB"):
-        OnDevice(shipped("flat", vectors=10_000_000), hardware("l4"), 0.5, 0.8, 0.0)
+        index = OnDevice(shipped("flat", vectors=10_000_000), hardware("l4"), 0.5, 0.8, 0.0)
+        DeviceStation(index).server(Kernel(), {})
 
 
 def test_recall_comes_from_the_users_table_between_its_settings() -> None:

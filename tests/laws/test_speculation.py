@@ -272,7 +272,7 @@ def test_the_gain_is_gone_at_a_large_batch_in_the_simulation_too(make_pool, shee
         batch: [drive(pool, [(0.0, 200, 100)] * batch).column("finished").max() for pool in pools]
         for batch in (1, 512)
     }  # fmt: skip
-    assert ends[1][0] < ends[1][1] / 2
+    assert ends[1][0] < 0.6 * ends[1][1]  # a drafter's layers take time too, however small
     assert ends[512][0] > ends[512][1]
 
 

@@ -213,8 +213,12 @@ def test_a_device_of_its_own_is_shared_with_nobody_and_paid_at_full_power_while_
     device = build(HardwareSpec, sheet("hardware", "l4"))
     spec = DeviceStation(Flat(device), servers=2, max_batch=2)
     assert visit(spec, [(0.0, 0.0)] * 5)[:, 2] == pytest.approx([2, 2, 2, 2, 3])
-    server = spec.server(Kernel(), {})
+    kernel = Kernel()
+    server = spec.server(kernel, {})
     server.run([Task(1, 3, 0.0, 0.0, print)], lambda: None)
+    kernel.now = 1.5  # half of it
+    assert server.joules(1.5) == pytest.approx(3 * device.idle_power + 1.5 * (device.power - device.idle_power))
+    kernel.run()
     assert server.joules(10.0) == pytest.approx(2 * 10 * device.idle_power + 3 * (device.power - device.idle_power))
     assert (spec.devices, spec.place) == (2, "l4")
 
@@ -223,7 +227,8 @@ def test_what_does_not_fit_memory_is_infeasible_with_the_numbers(cpu, embedder, 
     kernel = Kernel()
     hosts = cpu(kernel)
     HostStation("cpu", Flat(memory_bytes=400e9)).server(kernel, hosts)
-    with pytest.raises(Infeasible, match=r"host cpu is to keep 600\.0 GB in memory, sapphire-rapids has 512\.0"):
+    held = r"600\.0 GB in memory \(flat 400\.0 \+ flat 200\.0\), sapphire-rapids has 512\.0"
+    with pytest.raises(Infeasible, match=f"host cpu is to keep {held}"):
         HostStation("cpu", Flat(memory_bytes=200e9)).server(kernel, hosts)
     large = build(ModelSpec, sheet("model", "llama-3.1-70b"))
     with pytest.raises(Infeasible, match=r"llama-3\.1-70b needs 141\.\d GB of weights on each l4"):

@@ -45,6 +45,14 @@ def test_one_design_in_two_spellings_is_one_design():
     assert identity() == identity("tp=1") == identity("pools.llm.tp=1") != identity("tp=2")
 
 
+def test_stages_in_another_order_are_another_design():
+    config = compose(["pipeline=rag", "cluster=rag"])
+    stages = config["pipeline"]["stages"]
+    turned = config | {"pipeline": config["pipeline"] | {"stages": dict(reversed(stages.items()))}}
+    assert len(stages) > 1
+    assert len({design_identity(canonical(each), "") for each in (config, turned)}) == 2
+
+
 def test_the_identity_of_a_design_takes_less_than_two_milliseconds():
     config, took = compose([]), []
     design_identity(canonical(config), "")

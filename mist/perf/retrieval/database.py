@@ -1,11 +1,9 @@
 """A vector database around an index: what a query costs over the wire, and how its program compares with faiss."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from mist.perf.retrieval.checks import not_negative, positive
-from mist.perf.retrieval.flat import Flat
-from mist.perf.retrieval.hnsw import Hnsw
-from mist.perf.retrieval.ivf_pq import IvfPq
 from mist.perf.work import Work
 from mist.units import Seconds
 
@@ -24,12 +22,35 @@ class Database:
         positive(self, "slowdown")
 
 
+class Index(Protocol):
+    """A flat, IVF-PQ or HNSW index."""
+
+    @property
+    def k(self) -> int:
+        """Neighbours that a query returns."""
+
+    @property
+    def recall(self) -> float | None:
+        """Share of the true neighbours among them, where it is known."""
+
+    @property
+    def memory_bytes(self) -> float:
+        """Bytes of the index."""
+
+    def work(self, queries: int) -> Work:
+        """The work of one batch of so many queries."""
+
+
 @dataclass(frozen=True)
 class Served:
     """An index behind a database; a batch is sent as one query after another over connections of their own."""
 
-    index: Hnsw | IvfPq | Flat
+    index: Index
     database: Database
+
+    @property
+    def k(self) -> int:
+        return self.index.k
 
     @property
     def recall(self) -> float | None:

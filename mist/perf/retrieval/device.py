@@ -5,13 +5,21 @@ from typing import Protocol
 
 from mist.errors import InputError
 from mist.hardware import HardwareSpec
-from mist.perf.retrieval.checks import check_memory, not_negative
+from mist.perf.retrieval.checks import not_negative
 from mist.perf.work import Work
 from mist.units import Seconds
 
 
 class Scanned(Protocol):
     """An index whose search is a scan: flat and IVF-PQ, not a walk over a graph."""
+
+    @property
+    def k(self) -> int:
+        """Neighbours that a query returns."""
+
+    @property
+    def recall(self) -> float | None:
+        """Share of the true neighbours among them, where it is known."""
 
     @property
     def memory_bytes(self) -> float:
@@ -25,7 +33,7 @@ class Scanned(Protocol):
 class OnDevice:
     """A flat or IVF-PQ index in an accelerator's memory, searched by the whole device at once.
 
-    Nobody shares the device: all of its time is latency. Raises Infeasible if the index does not fit.
+    Nobody shares the device: all of its time is latency. Whether the index fits is for the station to say.
     """
 
     index: Scanned
@@ -41,7 +49,14 @@ class OnDevice:
             if not 0 < getattr(self, field) <= 1:
                 raise InputError(field, getattr(self, field), "must lie in (0, 1]")
         not_negative(self, "call_time")
-        check_memory(self.index.memory_bytes, self.hardware.memory, "the index", self.hardware.name)
+
+    @property
+    def k(self) -> int:
+        return self.index.k
+
+    @property
+    def recall(self) -> float | None:
+        return self.index.recall
 
     @property
     def memory_bytes(self) -> float:

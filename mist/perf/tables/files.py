@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from hashlib import sha256
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,21 +56,44 @@ class Rows:
         return self.where(mask)
 
 
+OWN_KERNELS = "torch"  # what mist profile ops times
+
+
 class System(NamedTuple):
-    """The tables of one device for the kernels of one engine."""
+    """The tables of one device for the kernels of one engine; a name with a / is a folder of the user's own tables."""
 
     name: str  # folder
     kernels: str
 
+    @property
+    def own(self) -> bool:
+        """Whether mist profile ops wrote them: their kernels are torch's, whatever the engine."""
+        return "/" in self.name
+
     def newest(self, family: str, file: str, kernels: str = "") -> list[Path]:
         """Versions of a table, newest first; none where the device has no such table."""
-        folder = root() / self.name / family / (kernels or self.kernels)
+        if self.own:
+            folder = Path(self.name) / family / (kernels or OWN_KERNELS)
+        else:
+            folder = root() / self.name / family / (kernels or self.kernels)
         return sorted(folder.glob(f"*/{file}.parquet"), key=lambda path: _release(path.parent.name), reverse=True)
 
     def refuse(self, what: str) -> InputError:
         """The error to raise where a table lacks what is asked."""
-        why = f"{PACKAGE} {installed()} has no {what} for {self.kernels} kernels on {self.name}"
+        if self.own:
+            why = f"{self.name} has no {what} (mist profile ops writes such tables)"
+        else:
+            why = f"{PACKAGE} {installed()} has no {what} for {self.kernels} kernels on {self.name}"
         return InputError("perf", "measured", why, ["roofline"])
+
+    def identity(self) -> str:
+        """The same for tables that hold the same."""
+        if not self.own:
+            return f"{PACKAGE} {installed()}"
+        parts = [
+            f"{path}:{sha256(path.read_bytes()).hexdigest()}" for path in sorted(Path(self.name).rglob("*.parquet"))
+        ]
+        return sha256("\n".join(parts).encode()).hexdigest()
 
 
 UNUSED = {"framework", "version", "device", "beam_width", "kernel_source"}

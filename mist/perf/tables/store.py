@@ -13,7 +13,7 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 from mist.perf.tables.curve import Curve
-from mist.perf.tables.files import PACKAGE, installed
+from mist.perf.tables.files import System
 from mist.perf.tables.grid import Grid
 from mist.perf.tables.operators import Asked, Layers, Operators, operators
 
@@ -56,7 +56,7 @@ def digest(asked: Asked) -> str:
     """sha256 over all that can change the operators."""
     replica = asked.replica
     plain = {
-        "tables": f"{PACKAGE} {installed()}",
+        "tables": System(replica.hardware.tables, replica.engine.kernels).identity(),
         "code": _code(),
         "model": {**asdict(replica.model), "name": "", "parameters": 0, "context": 0},
         "hardware": {**vars(replica.hardware), "peaks": dict(replica.hardware.peaks)},
