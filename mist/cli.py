@@ -86,6 +86,11 @@ def show(arguments: argparse.Namespace) -> int:
     if arguments.run_directory is None:
         return int(import_module("mist.sweep.study").show_all(Path("results")))
     run = _run_directory(arguments.run_directory)
+    beside = [_run_directory(name) for name in arguments.beside or []]
+    if page := _page(arguments.write):
+        return int(import_module("mist.sweep.study").publish(page, run, beside))
+    if beside:
+        raise InputError("--beside", " ".join(arguments.beside), "has no effect without --write FILE.md")
     return int(import_module("mist.sweep.study").show(run))
 
 
@@ -197,6 +202,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         sub = command(name, does, about)
         where = "results/<sweep>/<run>, or a sweep's name for its latest"
         sub.add_argument("run_directory", nargs="?" if does is show else None, metavar="RUN", help=where)
+        if does is show:
+            sub.add_argument("--write", metavar="FILE.md", help="write the answer as a page, with its plots beside it")
+            sub.add_argument("--beside", nargs="+", metavar="RUN", help="runs to compare with on the page")
     from mist.profiling import cli as profiling
 
     profiling.add(commands.add_parser("profile", help=profiling.ABOUT, description=profiling.ABOUT, allow_abbrev=False))

@@ -92,7 +92,7 @@ def reach(sweep: Sweep, world: World, loads: Workloads) -> dict[str, str]:
             configs[f"the config of {label}{where}"] = _buildable(world, map(overrides, designs))
     contents = {f"the workload of {name}": loads.content(config) for name, config in configs.items()}
     asked: dict[str, Any] = {"seeds": sweep.seeds, "timeout": sweep.timeout}
-    asked |= {name: dict(getattr(sweep, name)) for name in ("space", "when", "screen")}
+    asked |= {name: dict(getattr(sweep, name)) for name in ("space", "when", "derived", "screen")}
     return {
         **{name: ordered_digest(config) for name, config in configs.items()},
         **{name: content for name, content in contents.items() if content},

@@ -88,7 +88,8 @@ class Sweep:
     """One question: a base deployment, what may be varied, and how long to look.
 
     ``base`` are overrides every design shares; ``space`` maps override keys to sets of values and ``when`` some of
-    them to a condition (grammar in ``mist.sweep.space``); ``seeds`` is how many traffic seeds judge a design.
+    them to a condition and ``derived`` gives keys that follow from others (grammar in ``mist.sweep.space``); ``seeds``
+    is how many traffic seeds judge a design.
     ``screen`` are overrides that hold only while searching, to judge faster and less exactly; the leaders are then
     confirmed without them.
     """
@@ -97,6 +98,7 @@ class Sweep:
     space: Mapping[str, str]
     base: Mapping[str, Any] = field(default_factory=dict)
     when: Mapping[str, str] = field(default_factory=dict)
+    derived: Mapping[str, str] = field(default_factory=dict)
     screen: Mapping[str, Any] = field(default_factory=dict)
     objective: Literal["tokens_per_dollar"] = "tokens_per_dollar"
     budget: Budget = field(default_factory=Budget)
@@ -120,7 +122,12 @@ class Sweep:
             raise InputError("search.sampler", "grid", why, ("tpe", "nsga2", "qmc", "random"))
 
     def _check_overrides(self) -> None:
-        for name, given in (("base", self.base), ("space", self.space), ("screen", self.screen)):
+        for name, given in (
+            ("base", self.base),
+            ("space", self.space),
+            ("derived", self.derived),
+            ("screen", self.screen),
+        ):
             for key, value in given.items():
                 if not isinstance(value, str | int | float | bool | None):
                     why = "an override is one value; write a.b: value for a nested one"
@@ -128,7 +135,7 @@ class Sweep:
                 if key in _SET_HERE:
                     raise InputError(f"{name}.{key}", value, _SET_HERE[key])
         for key in self.screen:
-            if key in self.space:
+            if key in self.space or key in self.derived:
                 why = "is in the space, and what is varied cannot be fixed while searching"
                 raise InputError(f"screen.{key}", self.screen[key], why)
         if self.screen and self.confirm.leaders == 0:
@@ -137,7 +144,7 @@ class Sweep:
     @cached_property
     def designs(self) -> Space:
         """The space, with the keys that ``base`` fixes taken out."""
-        return parse(self.space, self.when, self.base)
+        return parse(self.space, self.when, self.base, self.derived)
 
     @property
     def exhaustive(self) -> bool:

@@ -24,7 +24,7 @@ from mist.sweep.identity import digest
 from mist.sweep.question import Sweep
 from mist.sweep.space import Choice, Design, Domain, Interval, Range, Space, Value
 
-_PATIENCE = 20  # repeated proposals in a row before one is drawn that was never seen
+_PATIENCE = 5  # repeated proposals in a row before one is drawn that was never seen
 _TRIES = 1000  # draws before an unseen design is looked for by listing them all
 
 
@@ -86,10 +86,15 @@ class Search:
             unseen = self._unseen()
             if unseen is None:
                 return None
-            knobs = {knob.key: knob.domain for knob in self._space.knobs}
-            study.enqueue_trial({key: parameter(knobs[key], value) for key, value in unseen.items()})
+            knobs = {knob.key: knob.domain for knob in self._space.knobs if knob.key in unseen}
+            study.enqueue_trial({key: parameter(domain, unseen[key]) for key, domain in knobs.items()})
         trial = study.ask()
         design = suggest(trial, self._space)
+        if design is None:  # the sampler learns that there is nothing, and nobody else hears of it
+            trial.set_constraint("derived", 1.0)
+            study.tell(trial, 0.0)
+            self._repeats += 1
+            return self._asked()
         if digest(design) not in self._seen:
             self._repeats = 0
         return Proposal(design, restart, trial)
@@ -124,13 +129,13 @@ class Search:
             return None
         draw = _halton if self._search.sampler == "qmc" else _uniform
         points = draw(len(self._space.knobs), self._search.seed, sweep.budget.designs * 10 + _TRIES)
-        return (design for design in map(self._space.point, points) if digest(design) not in self._seen)
+        return (design for design in map(self._space.point, points) if design and digest(design) not in self._seen)
 
     def _unseen(self) -> Design | None:
         """A design never proposed before, drawn uniformly; None if there is none."""
         for _ in range(_TRIES):
             design = self._space.point(self._drawn.random(len(self._space.knobs)))
-            if digest(design) not in self._seen:
+            if design is not None and digest(design) not in self._seen:
                 return design
         if self._space.size is None:
             return None
@@ -163,13 +168,13 @@ def parameter(domain: Domain, value: Value) -> Any:
     return domain.values.index(value) if isinstance(domain, Choice) and domain.ordered else value
 
 
-def suggest(trial: optuna.trial.Trial, space: Space) -> Design:
-    """The design a trial proposes, key by key."""
+def suggest(trial: optuna.trial.Trial, space: Space) -> Design | None:
+    """The design a trial proposes, key by key; None where there is none."""
     design: Design = {}
     for knob in space.knobs:
         if space.active(knob, design):
             design[knob.key] = _suggested(trial, knob.key, knob.domain)
-    return design
+    return space.completed(design)
 
 
 def _suggested(trial: optuna.trial.Trial, key: str, domain: Domain) -> Value:

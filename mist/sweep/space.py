@@ -1,7 +1,9 @@
 """The search space: override keys, and what each may be.
 
 In YAML a space is a map of text, ``hardware: choice(h100, a100)``, and its conditions a second map,
-``scheduler.token_budget: scheduler in (chunked_prefill)``: a key whose condition fails is not part of the design.
+``scheduler.token_budget: scheduler in (chunked_prefill)``: a key whose condition fails is not part of the design. A
+third map derives values from others, ``decode.replicas: 8 - prefill.replicas``; where one does not come to a whole
+number of at least 1, there is no such design.
 """
 
 import re
@@ -15,6 +17,7 @@ import numpy as np
 import yaml
 
 from mist.errors import InputError
+from mist.sweep.formula import Formula, formula
 
 Value = str | int | float | bool | None
 Design = dict[str, Value]  # override key -> value, active keys only
@@ -114,17 +117,39 @@ class Knob:
 
 
 @dataclass(frozen=True)
+class Derived:
+    """One key whose value follows from others; part of a design that has all of them."""
+
+    key: str
+    formula: Formula
+    when: Condition | None = None
+
+
+@dataclass(frozen=True)
 class Space:
     """Every design that may be judged. ``knobs`` come after the knobs their conditions read.
 
-    ``fixed`` are the base overrides, which conditions may read too; they are not part of a design.
+    ``fixed`` are the base overrides, which conditions and formulas may read too; they are not part of a design.
     """
 
     knobs: tuple[Knob, ...]
     fixed: Mapping[str, Value]
+    derived: tuple[Derived, ...] = ()
 
-    def active(self, knob: Knob, design: Mapping[str, Value]) -> bool:
+    def active(self, knob: Knob | Derived, design: Mapping[str, Value]) -> bool:
         return knob.when is None or knob.when.holds({**self.fixed, **design})
+
+    def completed(self, design: Design) -> Design | None:
+        """``design`` with what is derived from it; None where that is not a whole number of at least 1."""
+        whole = dict(design)
+        for one in self.derived:
+            known = {**self.fixed, **whole}
+            if self.active(one, whole) and all(key in known for key in one.formula.reads):
+                value = one.formula.of(known)
+                if value is None:
+                    return None
+                whole[one.key] = value
+        return whole
 
     @cached_property
     def conditional(self) -> bool:
@@ -135,8 +160,9 @@ class Space:
         """How many designs there are; None where a key is continuous."""
         if any(isinstance(knob.domain, Interval) for knob in self.knobs):
             return None
-        parents = {knob.when.key for knob in self.knobs if knob.when}
-        return self._count(0, {}, parents)
+        conditions = [knob.when for knob in self.knobs] + [one.when for one in self.derived]
+        parents = {condition.key for condition in conditions if condition}
+        return self._count(0, {}, parents.union(*(one.formula.reads for one in self.derived)))
 
     def _count(self, start: int, design: Design, parents: set[str]) -> int:
         factors: list[int] = []
@@ -148,7 +174,7 @@ class Space:
                     self._count(i + 1, {**design, knob.key: value}, parents) for value in _values(knob)
                 )
             factors.append(knob.domain.size or 0)
-        return prod(factors)
+        return 0 if self.completed(design) is None else prod(factors)
 
     def designs(self, start: int = 0, design: Design | None = None) -> Iterator[Design]:
         """All of them, in the order of the keys; only for a countable space."""
@@ -158,15 +184,17 @@ class Space:
                 for value in _values(knob):
                     yield from self.designs(i + 1, {**design, knob.key: value})
                 return
-        yield design
+        whole = self.completed(design)
+        if whole is not None:
+            yield whole
 
-    def point(self, u: np.ndarray) -> Design:
-        """The design at a point of the unit cube, one coordinate a knob."""
+    def point(self, u: np.ndarray) -> Design | None:
+        """The design at a point of the unit cube, one coordinate a knob; None where there is none."""
         design: Design = {}
         for knob, x in zip(self.knobs, u, strict=True):
             if self.active(knob, design):
                 design[knob.key] = knob.domain.at(float(x))
-        return design
+        return self.completed(design)
 
     def probes(self) -> Iterator[tuple[str, tuple[Design, Design]]]:
         """Two designs for every name in the space and for both ends of every numeric key, labelled with it.
@@ -183,24 +211,39 @@ class Space:
                 above = next((k for k in self.knobs if above.when and k.key == above.when.key), None)
             for value in dict.fromkeys(_ends(knob.domain) if _ordered(knob.domain) else _values(knob)):
                 setting[knob.key] = value
-                yield f"{knob.key}={value}", (self._filled(setting, 0), self._filled(setting, -1))
+                ends = self._filled(setting, 0), self._filled(setting, -1)
+                if ends[0] is None or ends[1] is None:
+                    why = "no design has it: " + ", ".join(f"{one.key} = {one.formula.text}" for one in self.derived)
+                    raise InputError(f"space.{knob.key}", value, f"{why} never comes to a whole number of at least 1")
+                yield f"{knob.key}={value}", (ends[0], ends[1])
 
-    def _filled(self, setting: Design, end: Literal[0, -1]) -> Design:
-        """The design with ``setting`` and, for every other key, the first or the last of its values."""
-        design: Design = {}
-        for knob in self.knobs:
-            if self.active(knob, design):
-                design[knob.key] = setting[knob.key] if knob.key in setting else _ends(knob.domain)[end]
-        return design
+    def _filled(
+        self, setting: Design, end: Literal[0, -1], start: int = 0, design: Design | None = None
+    ) -> Design | None:
+        """The design with ``setting`` and, for every other key, the first or the last of its values that there is."""
+        design = design or {}
+        for i, knob in enumerate(self.knobs[start:], start):
+            if not self.active(knob, design):
+                continue
+            values = (setting[knob.key],) if knob.key in setting else _from(knob.domain, end)
+            found = (self._filled(setting, end, i + 1, {**design, knob.key: value}) for value in values)
+            return next((whole for whole in found if whole is not None), None)
+        return self.completed(design)
 
 
-def parse(texts: Mapping[str, str], when: Mapping[str, str], fixed: Mapping[str, Value]) -> Space:
-    """The space that a sweep's ``space`` and ``when`` maps describe; InputError for each mistake, by its key.
+def parse(
+    texts: Mapping[str, str],
+    when: Mapping[str, str],
+    fixed: Mapping[str, Value],
+    derived: Mapping[str, str] | None = None,
+) -> Space:
+    """The space of a sweep's ``space``, ``when`` and ``derived`` maps; InputError for each mistake, by its key.
 
     A key in ``fixed`` (the base overrides) takes that value and leaves the space.
     """
+    formulas = _formulas(derived or {}, texts, fixed)
     domains = {key: domain(f"space.{key}", text) for key, text in texts.items()}
-    conditions = {key: _condition(key, text, domains, fixed) for key, text in when.items()}
+    conditions = {key: _condition(key, text, domains, fixed, formulas) for key, text in when.items()}
     knobs: dict[str, Knob] = {}
 
     def add(key: str, below: tuple[str, ...]) -> None:
@@ -214,7 +257,25 @@ def parse(texts: Mapping[str, str], when: Mapping[str, str], fixed: Mapping[str,
     for key in domains:
         if key not in fixed:
             add(key, ())
-    return Space(tuple(knobs.values()), fixed)
+    following = (Derived(key, one, conditions.get(key)) for key, one in formulas.items() if key not in fixed)
+    return Space(tuple(knobs.values()), fixed, tuple(following))
+
+
+def _formulas(derived: Mapping[str, str], texts: Mapping[str, str], fixed: Mapping[str, Value]) -> dict[str, Formula]:
+    """By key; each may read the space, the base and those before it."""
+    formulas: dict[str, Formula] = {}
+    for key, text in derived.items():
+        field = f"derived.{key}"
+        if key in texts:
+            raise InputError(field, text, "is in the space, and what is varied is not derived")
+        formulas[key] = formula(field, text)
+        known = {*texts, *fixed, *formulas} - {key}
+        for read in formulas[key].reads:
+            if read not in known:
+                raise InputError(
+                    field, text, f"{read} is in neither the space nor the base, nor derived above", sorted(known)
+                )
+    return formulas
 
 
 def domain(field: str, text: str) -> Domain:
@@ -265,9 +326,15 @@ def _interval(field: str, text: str, values: tuple[Value, ...], logarithmic: boo
     return Interval(low, high, logarithmic)
 
 
-def _condition(key: str, text: str, domains: Mapping[str, Domain], fixed: Mapping[str, Value]) -> Condition:
+def _condition(
+    key: str,
+    text: str,
+    domains: Mapping[str, Domain],
+    fixed: Mapping[str, Value],
+    formulas: Mapping[str, Formula],
+) -> Condition:
     field = f"when.{key}"
-    if key not in domains:
+    if key not in domains and key not in formulas:
         raise InputError(field, text, "a condition on a key that is not in the space", sorted(domains))
     match = _WHEN.match(text)
     values = _scalars(match[2]) if match else ()
@@ -311,6 +378,13 @@ def _ordered(domain: Domain) -> bool:
 
 def _ends(domain: Domain) -> tuple[Value, Value]:
     return (domain.values[0], domain.values[-1]) if isinstance(domain, Choice) else (domain.low, domain.high)
+
+
+def _from(domain: Domain, end: Literal[0, -1]) -> tuple[Value, ...]:
+    """All values from one end on; of an interval only that end."""
+    if isinstance(domain, Interval):
+        return (_ends(domain)[end],)
+    return domain.values[:: 1 if end == 0 else -1]
 
 
 def _values(knob: Knob) -> tuple[Value, ...]:

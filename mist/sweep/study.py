@@ -18,6 +18,7 @@ from rich.table import Table
 from mist.build import build
 from mist.errors import InputError
 from mist.inert import effective
+from mist.report import page
 from mist.report.progress import Watch, amount, in_short
 from mist.report.study import Answer, console, print_answer
 from mist.slo import SLO
@@ -85,6 +86,20 @@ def show(run: Path) -> int:
     screen.print(f"{manifest['sweep']}  {sweep.question}", style="bold", markup=False)
     print_answer(_answer(run, sweep, manifest, lines, unfinished=unfinished), screen)
     return DONE
+
+
+def publish(file: Path, run: Path, beside: Sequence[Path]) -> int:
+    """Write the page of a run to ``file``, other runs beside it; 0. Raises InputError where one is unfinished."""
+    page.write(file, _told(run), [_told(other) for other in beside])
+    return DONE
+
+
+def _told(run: Path) -> page.Told:
+    if not store.concluded(run):
+        raise InputError("", str(run), f"not finished; go on with: {shlex.join(['mist', 'resume', str(run)])}")
+    data, manifest = store.load(run)
+    sweep = question.sweep(data)
+    return page.Told(_answer(run, sweep, manifest, store.read_lines(run)), sweep.question, sweep.base, manifest)
 
 
 def show_all(results: Path) -> int:
