@@ -204,7 +204,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         sub.add_argument("run_directory", nargs="?" if does is show else None, metavar="RUN", help=where)
         if does is show:
             sub.add_argument("--write", metavar="FILE.md", help="write the answer as a page, with its plots beside it")
-            sub.add_argument("--beside", nargs="+", metavar="RUN", help="runs to compare with on the page")
+            sub.add_argument(
+                "--beside", nargs="+", action="extend", metavar="RUN", help="runs to compare with on the page"
+            )
     from mist.profiling import cli as profiling
 
     profiling.add(commands.add_parser("profile", help=profiling.ABOUT, description=profiling.ABOUT, allow_abbrev=False))

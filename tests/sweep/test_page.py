@@ -59,6 +59,16 @@ def test_an_unfinished_run_is_no_page(runs, tmp_path, capsys):
     assert "mist resume" in capsys.readouterr().err and not (tmp_path / "README.md").exists()
 
 
+def test_every_run_named_beside_stands_on_the_page_however_it_is_named(runs, tmp_path):
+    study, other = map(str, runs)
+    pages = []
+    for named in (["--beside", other, study], ["--beside", other, "--beside", study]):
+        file = tmp_path / f"{len(named)}.md"
+        assert main(["show", study, "--write", str(file), *named]) == 0
+        pages.append(file.read_text())
+    assert pages[0] == pages[1] and pages[0].count("| beside |") == 2
+
+
 def test_beside_without_a_page_is_refused(runs, capsys):
     study, other = runs
     assert main(["show", str(study), "--beside", str(other)]) == 2
