@@ -12,7 +12,8 @@ from mist.sweep.capacity import capacity
 TRACE = Path(os.environ.get("MIST_DATA", ""), "traces/azure-2023/AzureLLMInferenceTrace_conv.csv")
 DEPLOYMENTS = {
     "h100": [],
-    "l40s": ["hardware=l40s"],
+    # within 450 ms an L40S prefills the longest prompts only when they are alone: there a few of them decide
+    "l40s, looser limits": ["hardware=l40s", "slo.ttft_p99=1s", "slo.tpot_p99=60ms"],
     "a100, continuous, looser limits": [
         "hardware=a100",
         "scheduler=continuous",

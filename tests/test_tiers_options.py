@@ -32,7 +32,7 @@ def text(result):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_override_turns_it_on_and_the_summary_says_so(name):
-    result = simulate(compose([*SHORT, *chosen(name), "tiers.fetch=always"]))
+    result = simulate(compose([*SHORT, *chosen(name), "tiers.fetch=always", "engine.front_end=0s"]))
     use = result.pools["llm"].tiers
     assert use.requests == result.counts.arrived
     assert use.found == use.fetched

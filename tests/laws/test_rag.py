@@ -19,7 +19,7 @@ from mist.workload.traffic import Workload
 
 RAGPULSE = Path(os.environ.get("MIST_DATA", "")) / "traces/ragpulse/0_trace.jsonl"
 RAG = ("pipeline=rag", "slo=none", "workload=poisson_fixed", "workload.inputs.tokens=200", "workload.outputs.tokens=20")
-ALONE = (*RAG, "workload.requests=20", "workload.rate=0.001")
+ALONE = (*RAG, "workload.requests=20", "workload.rate=0.001", "engine.front_end=0s")
 BUSY = (*RAG, "workload.requests=400", "workload.rate=4")
 ON_CPU = ("stations.embedder=encoder_cpu", "stations.embedder.model=bge-small-en")
 

@@ -27,7 +27,7 @@ from mist.workload.traffic import Traffic, Workload, class_names
 CONFIGS = sorted((Path(__file__).parents[2] / "conf" / "workload").glob("*.yaml"))
 CLOSED = ("all_at_once", "closed_loop", "closed_trace")  # they have no rate: test_closed_loop.py
 OPEN = [path for path in CONFIGS if path.stem not in CLOSED]
-DRAWN = [path for path in OPEN if "mist.workload.trace.Trace" not in path.read_text()]
+DRAWN = [path for path in OPEN if '\npath: ""' not in path.read_text()]  # the others want a file
 AZURE = Path(os.environ.get("MIST_DATA", "")) / "traces" / "azure-2023"
 MOONCAKE = AZURE.parent / "mooncake" / "conversation_trace.jsonl"
 needs_traces = pytest.mark.skipif(not os.environ.get("MIST_DATA"), reason="MIST_DATA names no folder of traces")
