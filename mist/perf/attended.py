@@ -16,6 +16,7 @@ class Attention:
     def __init__(self, layers: Layers) -> None:
         self._layers, self._count, self._window = layers, layers.layers, layers.window
         self._lengths, self._prompt_lengths = layers.decode.lengths, layers.prompt.lengths
+        self._last = len(self._lengths) - 2  # interval
         self._rows: dict[int, tuple[float, ...]] = {}
         self._prompt_rows: dict[int, tuple[float, ...]] = {}
         longest = layers.prompt.lengths[-2]
@@ -23,22 +24,22 @@ class Attention:
 
     def decode(self, decodes: int, context: float) -> float:
         """One token of each of ``decodes`` sequences, which hold ``context`` tokens together."""
-        row = self._row(decodes)
-        seen = (context + decodes) / decodes
-        at = self._interval(seen)
-        low, high = self._lengths[at], self._lengths[at + 1]
-        return self._count * (row[at] + (row[at + 1] - row[at]) * max(seen - low, 0.0) / (high - low))
+        return self.stretch(decodes, context)[0]
 
-    def slope(self, decodes: int, context: float) -> tuple[float, float]:
-        """Seconds that each further step adds, and the steps for which it is that many."""
-        row = self._row(decodes)
-        seen = (context + decodes) / decodes
-        at = self._interval(seen)
-        low, high = self._lengths[at], self._lengths[at + 1]
+    def stretch(self, decodes: int, context: float) -> tuple[float, float, float]:
+        """``decode``, seconds that each further step adds, and the steps for which it is that many."""
+        row, lengths = self._rows.get(decodes) or self._row(decodes), self._lengths
+        tokens = context + decodes
+        seen = tokens / decodes
+        at = bisect_right(lengths, seen) - 1
+        at = 0 if at < 0 else self._last if at > self._last else at
+        low, high = lengths[at], lengths[at + 1]
+        rise = row[at + 1] - row[at]
         if seen < low:  # below the shortest that was timed
-            return 0.0, floor(low - seen) + 1
-        steps = inf if at == len(self._lengths) - 2 else floor((high * decodes - (context + decodes)) / decodes) + 1
-        return self._count * (row[at + 1] - row[at]) / (high - low), max(steps, 1)
+            return self._count * row[at], 0.0, floor(low - seen) + 1
+        steps = inf if at == self._last else max(floor((high * decodes - tokens) / decodes) + 1, 1)
+        wide = high - low
+        return self._count * (row[at] + rise * (seen - low) / wide), self._count * rise / wide, steps
 
     def prompts(self, chunks: Chunks) -> float:
         """All prompt chunks of a step, in one launch: together as equal ones of the same work would, never less than
@@ -118,9 +119,6 @@ class Attention:
         along = (tokens - low) / (high - low)
         each = first / low + (last / high - first / low) * along
         return min(first + (last - first) * along, tokens * each)
-
-    def _interval(self, seen: float) -> int:
-        return min(max(bisect_right(self._lengths, seen) - 1, 0), len(self._lengths) - 2)
 
     def _row(self, decodes: int) -> tuple[float, ...]:
         row = self._rows.get(decodes)

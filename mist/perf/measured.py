@@ -112,12 +112,14 @@ class MeasuredSteps:
         return share, context * share / max(decodes, 1)
 
     def decode_stretch(self, decodes: int, context: int) -> Stretch:
-        first = self.step_time(StepShape(decodes, context))
         share, cached = self._share(decodes, context) if self._dp > 1 else (decodes, float(context))
+        linear = self._linear[decodes] if share == decodes else self._local[share] + self._group[decodes]
+        first = self._engine.step_overhead + linear + self._head[share]
         slope, steps = 0.0, inf
         for kind in self._kinds:
-            own, left = kind.slope(share, cached)
-            slope, steps = slope + own, min(steps, left)
+            time, own, left = kind.stretch(share, cached)
+            first, slope = first + time, slope + own
+            steps = min(steps, left)
         return Stretch(steps, first, slope)
 
     def explain(self, shape: StepShape) -> tuple[Explained, ...]:
@@ -146,10 +148,17 @@ class MeasuredSteps:
         return seconds + rows * self._engine.request_overhead
 
     def _prompts(self, chunks: Chunks) -> float:
-        return sum(kind.prompts(chunks) for kind in self._kinds) if chunks else 0.0
+        time = 0.0
+        if chunks:
+            for kind in self._kinds:
+                time += kind.prompts(chunks)
+        return time
 
     def _decoding(self, decodes: int, context: float) -> float:
-        return sum(kind.decode(decodes, context) for kind in self._kinds)
+        time = 0.0
+        for kind in self._kinds:
+            time += kind.decode(decodes, context)
+        return time
 
     def _verification(self, decodes: int, context: float, drafted: int) -> float:
         return sum(kind.verification(decodes, context, drafted) for kind in self._kinds)

@@ -1,7 +1,7 @@
 """The first two tables of README.md and e2e.svg: ``python results/reasoning_length/page.py``, after nothing.
 
-Serves one question at a time, and 0.1 questions/s, for every length of thinking and every number of paths; writes table.csv
-and e2e.svg here and prints the tables. The third table is the sweep's.
+Serves one question at a time, and 0.1 questions/s, for every length of thinking and every number of paths; writes
+table.csv and e2e.svg here and prints the tables. The third table is the sweep's.
 """
 
 import csv

@@ -17,7 +17,7 @@ def test_compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         file.write_text("".join(f"option_{i}: {i} GB\n" for i in range(16)))
     monkeypatch.chdir(tmp_path)
     text = (Path(__file__).parents[2] / "conf" / "config.yaml").read_text()
-    for old, new in (("azure_conv", "w"), ("chat", "s"), ("on_demand", "p")):
+    for old, new in (("azure_conv", "w"), ("slo: chat", "slo: s"), ("on_demand", "p")):
         text = text.replace(old, new)
     (tmp_path / "conf" / "config.yaml").write_text(text)
     root = Path(__file__).parents[2] / "conf" / "cluster" / "disaggregated.yaml"

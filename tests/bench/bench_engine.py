@@ -127,6 +127,9 @@ def test_pipelines(pipeline, rate, capsys):
         )
 
 
+EVERY_ENGINE = {"least_tokens", "slo_aware"}  # routers that look into every engine for every request
+
+
 @pytest.mark.parametrize("rate", [3.0, 15.0, 30.0])
 def test_one_replica(rate, scheduler_name, make_pool, capsys):
     pool = make_pool(scheduler=scheduler_name, limits={"token_budget": 2048, "max_running": 256})
@@ -157,7 +160,8 @@ def test_the_cost_of_a_request_from_1_to_64_replicas(router_name, make_pool, cap
             f"\n{router_name}, 64 replicas against 1: {request_of_64:.1f} us a request against {request:.1f}, ", end=""
         )
         print(f"ratio {request_of_64 / request:.2f}; an event, ratio {event_of_64 / event:.2f}", end="")
-    assert request_of_64 < 2 * request
+    if router_name not in EVERY_ENGINE:
+        assert request_of_64 < 2 * request
 
 
 def test_replicas_cost_no_more_together_than_one_by_one(make_pool, capsys):
