@@ -1,4 +1,4 @@
-"""The first two tables of README.md and e2e.svg: ``python results/reasoning_length/page.py``, after nothing.
+"""The first two tables of README.md and e2e.svg: ``python results/reasoning_length/page.py``.
 
 Serves one question at a time, and 0.1 questions/s, for every length of thinking and every number of paths; writes
 table.csv and e2e.svg here and prints the tables. The third table is the sweep's.
@@ -14,7 +14,7 @@ from mist.simulate import simulate
 
 HERE = Path(__file__).parent
 LENGTHS, PATHS = (500, 1000, 2000, 4000, 8000), (1, 2, 4, 8)
-LOADS = {"alone": (0.001, 3), "loaded": (0.1, 200)}  # questions/s, questions
+LOADS = {"alone": (0.001, 3, 0.0), "loaded": (0.1, 200, 1.0)}  # questions/s, questions in a cycle, cycles of warm-up
 ATTEMPT = "pipeline.stages.attempts.paths.attempt"
 BASE = [
     "pipeline=reasoning", "model=deepseek-r1-distill-llama-70b", "tp=4", "perf=measured", "scheduler=vllm_v1",
@@ -25,9 +25,10 @@ COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0")
 
 
 def serve(thinking: int, paths: int, load: str) -> Result:
-    rate, requests = LOADS[load]
+    rate, requests, warmup = LOADS[load]
     own = [f"{ATTEMPT}.stages.think.output.tokens={thinking}", f"{ATTEMPT}.copies={paths}"]
-    return simulate(compose([*BASE, *own, f"workload.rate={rate}", f"workload.requests={requests}"]))
+    traffic = [f"workload.rate={rate}", f"workload.requests={requests}", f"window.warmup={warmup}"]
+    return simulate(compose([*BASE, *own, *traffic]))
 
 
 def row(thinking: int, paths: int, load: str) -> dict[str, object]:
@@ -37,7 +38,7 @@ def row(thinking: int, paths: int, load: str) -> dict[str, object]:
     if result.verdict == "unstable":
         return figures
     e2e = result.latency["e2e"]
-    return figures | {"e2e_mean": e2e.mean, "e2e_p90": e2e.p90, "kv": pool.kv_peak}
+    return figures | {"e2e_mean": e2e.mean, "e2e_p90": e2e.p90, "kv": pool.kv_peak, "preemptions": pool.preemptions}
 
 
 def cell(row: dict[str, object]) -> str:
