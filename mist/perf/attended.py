@@ -19,6 +19,7 @@ class Attention:
         self._last = len(self._lengths) - 2  # interval
         self._rows: dict[int, tuple[float, ...]] = {}
         self._prompt_rows: dict[int, tuple[float, ...]] = {}
+        self._whole: dict[int, float] = {}  # s, of prompts alone by their tokens
         longest = layers.prompt.lengths[-2]
         self._pair = layers.prompt.row(1)[-2] / self._pairs(int(longest), 0)  # s per query-key pair at full speed
 
@@ -47,10 +48,10 @@ class Attention:
 
         Timed batches are of equal prompts; chunks of works w count as sum(w) / max(w) of them.
         """
+        if len(chunks) == 1:
+            return self._lone(*chunks[0])
         alone = [self._chunk(self._prompt_row(1), 1, chunk, past) for chunk, past in chunks]
         longest = max(alone)
-        if len(chunks) == 1:
-            return self._count * longest
         together = sum(alone) / longest
         row = self._layers.prompt.row(together) if together % 1 else self._prompt_row(int(together))
         each = sum(self._chunk(row, together, chunk, past) for chunk, past in chunks) / together
@@ -77,6 +78,15 @@ class Attention:
             time = self.verification(decodes, context, drafted) if drafted else self.decode(decodes, context)
             source = self._layers.decode.source_at(decodes, (context + decodes) / decodes)
             yield Explained(f"{name}decode attention", time, "extrapolated" if drafted else source)
+
+    def _lone(self, chunk: int, past: int) -> float:
+        """One prompt chunk; those that begin a prompt are looked up."""
+        if past:
+            return self._count * self._chunk(self._prompt_row(1), 1, chunk, past)
+        time = self._whole.get(chunk)
+        if time is None:
+            time = self._whole[chunk] = self._count * self._prompt(self._prompt_row(1), chunk)
+        return time
 
     def _chunk(self, row: tuple[float, ...], together: float, chunk: int, past: int) -> float:
         """A chunk after ``past`` tokens has their share of the whole prompt's query-key pairs.
