@@ -14,6 +14,7 @@ from mist.node import ISOLATED
 from mist.overrides import Override, parse
 from mist.pool import PoolSpec
 from mist.scenario import Scenario
+from mist.topology import Topology
 
 
 def refuse_inert(overrides: Sequence[str], config: Mapping[str, Any]) -> None:
@@ -32,7 +33,7 @@ def effective(overrides: Sequence[str]) -> list[str]:
 
 
 def _inert(overrides: Sequence[str], config: Mapping[str, Any] | None) -> Iterator[tuple[Override, str]]:
-    looks = {"node": _node, "priority": _priority, "expert_skew": _skew, "hosts": _idle}
+    looks = {"node": _node, "priority": _priority, "expert_skew": _skew, "hosts": _idle, "link": _link}
     typed = [(override, looks[key]) for override in map(parse, overrides) for key in looks if key in override.address]
     if not typed:
         return
@@ -42,9 +43,18 @@ def _inert(overrides: Sequence[str], config: Mapping[str, Any] | None) -> Iterat
             yield override, why
 
 
+def _link(override: Override, scenario: Scenario) -> str:
+    """Why ``link[.option]`` does not matter; empty if it does."""
+    if override.address[0] != "link" or not isinstance(scenario.network, Topology):
+        return ""
+    return f"network={scenario.network.name} lays out the links between replicas; network=one_link uses it"
+
+
 def _node(override: Override, scenario: Scenario) -> str:
     """Why ``[pool.]node[.option]`` does not matter; empty if it does."""
     pools, option = _spoken_to(override, scenario)
+    if isinstance(scenario.network, Topology):  # its replicas leave their nodes by the nodes' ports
+        return ""
     if option[0] != "node" or all(spec.node == ISOLATED for spec in pools) or any(map(_uses_node, pools)):
         return ""
     spec = pools[0]

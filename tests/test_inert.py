@@ -19,6 +19,16 @@ from mist.simulate import simulate
         (["node=pcie-box"], "node = pcie-box: has no effect"),
         (["llm.node=hgx-h100", "node.latency=1ms"], r"llm\.node = hgx-h100: has no effect"),
         (["cluster=disaggregated", "prefill.node=hgx-h100", "decode.tp=8"], r"prefill\.node = hgx-h100: has no effect"),
+        (
+            [
+                "cluster=disaggregated",
+                "network=superpod_h100",
+                "prefill.node=hgx-h100",
+                "decode.node=hgx-h100",
+                "link=nvlink5",
+            ],
+            r"link = nvlink5: has no effect: network=.* network=one_link uses it",
+        ),
         (["perf=roofline", "perf.expert_skew=0.5"], r"perf\.expert_skew = 0\.5: has no effect: .* ep > 1"),
         (
             ["workload=two_class", "workload.classes.batch.priority=5"],
@@ -41,6 +51,8 @@ def test_what_changes_nothing_is_refused(overrides, message):
         ["node=nvl72", "tp=16", "model=llama-3.1-70b"],  # one domain, but wider than the sheet's
         ["cluster=disaggregated", "node=pcie-box", "decode.tp=2"],  # one of the two pools uses it
         ["perf=roofline", "perf.expert_skew=0.5", "model=mixtral-8x7b", "tp=2", "ep=2"],
+        ["cluster=disaggregated", "link=nvlink5"],
+        ["cluster=disaggregated", "network=superpod_h100", "node=hgx-h100"],  # the way out of a node
         ["workload=two_class"],  # its file's priorities were not typed
         ["workload=two_class", "workload.classes.batch.priority=5", "scheduler=vllm_v1", "scheduler.policy=priority"],
     ],
