@@ -131,8 +131,9 @@ def _legend(rows: Sequence[Row], others: Others) -> str:
 
 
 def _leaders_plot(rows: Sequence[Row], others: Others) -> str:
-    drawn = [Bar(spoken(row.design) or "the base", row.value, row.value_error) for row in rows]
-    drawn += [Bar(label, row.value, row.value_error, "beside") for label, row in others]
+    drawn = [Bar(spoken(row.design) or "the base", row.value, row.value_error, "found by the search") for row in rows]
+    drawn += [Bar(label, row.value, row.value_error, "set beside it") for label, row in others]
+    drawn.sort(key=lambda bar: -bar.value)
     return bars("Output tokens per dollar within SLO, at capacity", "tokens per dollar; line: 95 % interval", drawn)
 
 

@@ -31,8 +31,8 @@ class Point:
 
 
 def bars(title: str, axis: str, rows: Sequence[Bar]) -> str:
-    """Horizontal bars in the order given, each with its label above and its value at its end."""
-    left, top, pitch = 16, 50, 40
+    """Horizontal bars in the order given, each with its label above and its value at its end, and a legend."""
+    left, top, pitch = 16, 74, 40
     height = top + pitch * len(rows) + 52
     limit = max(row.value + (row.error or 0.0) for row in rows)
     steps = ticks(limit)
@@ -53,6 +53,7 @@ def bars(title: str, axis: str, rows: Sequence[Bar]) -> str:
             low, end = left + (row.value - row.error) * scale, left + (row.value + row.error) * scale
             parts.append(_line(low, y + 23, end, y + 23, INK))
         parts.append(_text(end + 8, y + 28, amount(row.value), size=13))
+    parts += _legend(colours)
     return _svg(height, parts)
 
 
