@@ -10,7 +10,10 @@ Fetch = Callable[[Request], None]
 
 
 class Takeover:
-    """Requests whose KV has no room here yet, is on its way, or is here, each first come, first served."""
+    """Requests whose KV has no room here yet, is on its way, or is here, each first come, first served.
+
+    Its length counts all of them.
+    """
 
     __slots__ = ("expected", "fetching", "landed")
 
@@ -20,7 +23,7 @@ class Takeover:
         self.landed: deque[Request] = deque()  # here, not yet decoding
 
     def __len__(self) -> int:
-        return len(self.expected) + self.fetching + len(self.landed)
+        return len(self.expected) + self.fetching
 
     @property
     def tokens(self) -> int:
