@@ -73,7 +73,7 @@ def backlog(client: LLMClient) -> int:
 def outstanding_tokens(client: LLMClient) -> int:
     """The backlog, tokens of hand-overs without room, and what the KV blocks in use can hold."""
     held = client.used_by_now * client.kv.block_tokens
-    return backlog(client) + sum(lane.expected_tokens for lane in lanes(client)) + held
+    return backlog(client) + sum(lane.takeover.tokens for lane in lanes(client)) + held
 
 
 def predicted_ttft(client: LLMClient, stages: Sequence[StepModel], chunk: int, own: int, cached: int) -> float:
@@ -87,7 +87,7 @@ def predicted_ttft(client: LLMClient, stages: Sequence[StepModel], chunk: int, o
     batches = lanes(client)
     if len(batches) > 1:
         client.catch_up()
-    decodes = sum(lane.decoding + lane.promised for lane in batches) // len(batches)
+    decodes = sum(lane.decoding + len(lane.takeover) for lane in batches) // len(batches)
     context = sum(lane.context_by_now for lane in batches) // len(batches)
     last = sum(stage.step_time(StepShape(decodes, context, ((rest, cached),))) for stage in stages)
     if not full:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import cast
 
 from mist.clients.colocated import ColocatedClient, SharedDevice
+from mist.clients.leaping import LeapingClient
 from mist.clients.llm import LLMClient
 from mist.clients.pipeline import PipelineClient
 from mist.clients.speculative import SpeculativeClient
@@ -94,7 +95,7 @@ class Service:
             passage = Stages(self.kernel, pool.stages, pool.hop_time, pool.loads)
             pipeline = PipelineClient(self.kernel, name, scheduler=scheduler, stages=passage, kv=kv, finished=finished)
             return cast(LLMClient, pipeline)  # it lacks layer-wise hand-over, which Scenario refuses
-        kind: Callable[..., LLMClient] = LLMClient
+        kind: Callable[..., LLMClient] = LeapingClient
         if pool.spec.speculation.tokens:
             kind = partial(SpeculativeClient, speculation=pool.spec.speculation, seed=self._seed)
         device = self._device(pool.name, index)

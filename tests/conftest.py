@@ -17,7 +17,8 @@ import yaml
 from hypothesis import HealthCheck, settings
 
 from mist.build import build
-from mist.clients import llm
+from mist.clients import seats
+from mist.clients.leaping import LeapingClient
 from mist.cluster import Cluster
 from mist.kernel import Kernel
 from mist.memory.pool import BlockPool
@@ -341,7 +342,7 @@ class Run:
     requests: list[Request]
 
     @property
-    def clients(self) -> list[llm.LLMClient]:
+    def clients(self) -> list[LeapingClient]:
         return [client for pool in self.cluster.pools.values() for client in pool.clients]
 
     def column(self, name: str) -> np.ndarray:
@@ -369,7 +370,7 @@ def _drive(
     named = {"llm": pools} if isinstance(pools, PoolSpec) else dict(pools)
     with pytest.MonkeyPatch.context() as patch:
         if one_by_one:
-            patch.setattr(llm, "Decoding", OneByOne)
+            patch.setattr(seats, "Decoding", OneByOne)
             named = {name: replace(spec, perf=Unleapt(spec.perf)) for name, spec in named.items()}
         kernel, make = Watched(), Query if "pipeline" in dynamics else Request
         run = Run(kernel, Cluster(kernel, named, link, **dynamics), [])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from mist.clients.llm import LLMClient, steps_over
+from mist.clients.leaping import LeapingClient
 from mist.kernel import Kernel
 from mist.perf.base import Stretch
 
@@ -89,14 +89,14 @@ class SharedDevice:
             job.ended(*job.arguments)
 
 
-class ColocatedClient(LLMClient):
-    """An LLMClient that shares its devices with those of other pools.
+class ColocatedClient(LeapingClient):
+    """A LeapingClient that shares its devices with those of other pools.
 
     It leaps only while the others stand still: a leap ends with the step in which one of them begins.
     """
 
     def __init__(self, kernel: Kernel, name: str, *, device: SharedDevice, pool: str, **engine: Any) -> None:
-        """``engine`` is an LLMClient's."""
+        """``engine`` is what Seats take."""
         super().__init__(kernel, name, **engine)
         self.device, self.pool = device, pool
 
@@ -115,7 +115,7 @@ class ColocatedClient(LLMClient):
     def _cut(self) -> None:
         assert self._leap is not None
         start, steps, stretch = self._leap
-        kept = steps_over(stretch, self.kernel.now - start, steps)
+        kept = self._begun(self._leap)
         if kept < steps:  # it had the device to itself
             self._leap = start, kept, stretch
             self.device.resize(self, stretch.time(kept))

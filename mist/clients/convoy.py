@@ -21,7 +21,7 @@ class Decoder(Protocol):
     @property
     def awake(self) -> bool: ...
     @property
-    def promised(self) -> int: ...
+    def takeover(self) -> object: ...
     @property
     def prefilling(self) -> object: ...
     @property
@@ -162,11 +162,11 @@ def holds(lanes: Sequence[Decoder], stages: Stages) -> bool:
 
 
 def _stands_still(lane: Decoder) -> bool:
-    return not (lane.awake or lane.running or lane.promised)
+    return not (lane.awake or lane.running or lane.takeover)
 
 
 def _goes_on(lane: Decoder, stages: Stages) -> bool:
-    if lane.flight is None or lane.prefilling or lane.promised:
+    if lane.flight is None or lane.prefilling or lane.takeover:
         return False
     now = lane.decodes.count, lane.decodes.cached
     return all(stage.decode_stretch(*now).steps > 1 for stage in stages.stages)

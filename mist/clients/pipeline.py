@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from mist.clients.convoy import Convoy, Flight, holds
+from mist.clients.leaping import LeapingClient
 from mist.clients.line import Line, RankedLine
-from mist.clients.llm import LLMClient
 from mist.clients.stages import Stages
 from mist.kernel import Kernel
 from mist.memory.pool import BlockPool
@@ -18,7 +18,7 @@ EPOCH = 2**40  # steps: more than any lane takes
 NEAR, FAR = 32, 4096  # batches worked out ahead: after a cut, at most
 
 
-class Lane(LLMClient):
+class Lane(LeapingClient):
     """One of the batches in flight, with the requests that are in no other."""
 
     pipeline: "PipelineClient"
@@ -115,7 +115,7 @@ class PipelineClient:
     def expect(self, request: Request, fetch: Callable[[Request], None]) -> None:
         """Take over a prefilled request, in the lane with the fewest."""
         self._cut()
-        lane = min(self.lanes, key=lambda lane: len(lane.running) + lane.promised)
+        lane = min(self.lanes, key=lambda lane: len(lane.running) + len(lane.takeover))
         self._fetching[request.id] = lane
         lane.expect(request, fetch)
 
@@ -164,7 +164,7 @@ class PipelineClient:
         if self.failed:
             return
         for lane in sorted(self.lanes, key=lambda lane: len(lane.running)):
-            if not lane.awake and (self.line.head is not None or lane.promised):
+            if not lane.awake and (self.line.head is not None or lane.takeover):
                 lane.wake()
 
     def leap(self) -> None:

@@ -77,13 +77,13 @@ class SpeculativeClient(LLMClient):
     A member takes blocks for all its drafts before the step and keeps those that the rejected would have
     filled for its next drafts, as vLLM V1 does. How many are accepted is drawn per request and step from a
     stream of the request's own, so that it depends neither on the batch nor on preemption. A step costs
-    O(batch), and nothing is leapt. A member that a scheduler grants fewer tokens verifies fewer drafts.
+    O(batch). A member that a scheduler grants fewer tokens verifies fewer drafts.
     """
 
     decodes: Members
 
     def __init__(self, kernel: Kernel, name: str, *, speculation: Speculation, seed: int, **engine: Any) -> None:
-        """``engine`` is an LLMClient's."""
+        """``engine`` is what Seats take."""
         super().__init__(kernel, name, **engine)
         self.decodes = Members(self.kv.block_tokens)
         self.acceptance = Acceptance()
@@ -121,9 +121,6 @@ class SpeculativeClient(LLMClient):
     def _reserve(self, member: Request, tokens: int) -> None:
         if self.kv.need(member, member.computed + tokens) >= 0:
             self.kv.grow(member, tokens)
-
-    def _run_decodes(self) -> None:
-        self._run()
 
     def _step_time(self, shape: StepShape) -> float:
         if shape.decodes:

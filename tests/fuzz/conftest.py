@@ -12,7 +12,7 @@ import pytest
 
 from mist import routing
 from mist.build import build
-from mist.clients import llm
+from mist.clients import seats
 from mist.cluster import Cluster
 from mist.kernel import Kernel
 from mist.memory import choice
@@ -133,7 +133,7 @@ def play(one_by_one, plain_prefix_pool):
         kernel = Bounded()
         with pytest.MonkeyPatch.context() as patch:
             if slow:
-                patch.setattr(llm, "Decoding", one_by_one)
+                patch.setattr(seats, "Decoding", one_by_one)
                 patch.setattr(choice, "PrefixPool", plain_prefix_pool)
                 patch.setattr(routing, "cached_prefixes", lambda pools, request: [pool.hit(request) for pool in pools])
                 pools = {name: replace(pool, perf=Single(pool.perf)) for name, pool in pools.items()}

@@ -5,7 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mist import service
+from mist.clients.llm import LLMClient
+from mist.clients.takeover import Takeover
 from mist.decoding import Decoding
+from mist.memory.pool import BlockPool
 from mist.network import LinkSpec
 from mist.request import Request
 
@@ -82,6 +86,24 @@ def test_the_twins_are_compared_under_preemption(scheduler_name, make_pool, driv
     same(fast, drive(pool, load, one_by_one=True))
 
 
+@pytest.mark.parametrize("blocks", [40, 1000])
+def test_the_client_that_leaps_ends_where_the_one_that_steps_does(
+    blocks, scheduler_name, make_pool, drive, poisson, tiny, linear, monkeypatch
+):
+    load = poisson(8, 60, 500.0, (1, 30), (1, 50))
+    pool = make_pool(
+        model=tiny, scheduler=scheduler_name, limits={"token_budget": 64, "max_running": 31}, kv_blocks=blocks,
+        perf=linear(STEP, TOKEN, CACHED), engine={"block_tokens": 4},
+    )  # fmt: skip
+    leapt = drive(pool, load)
+    monkeypatch.setattr(service, "LeapingClient", LLMClient)
+    stepped = drive(pool, load)
+    for name in TIMES:
+        np.testing.assert_allclose(leapt.column(name), stepped.column(name), rtol=1e-12, atol=0)
+    assert leapt.column("preemptions").tolist() == stepped.column("preemptions").tolist()
+    assert stepped.kernel.events > leapt.kernel.events
+
+
 @settings(max_examples=200)
 @given(data=st.data(), block_tokens=st.sampled_from([1, 2, 4, 16]))
 def test_the_sums_of_the_decoding_set_are_the_members_own(data, block_tokens, one_by_one):
@@ -141,3 +163,14 @@ def test_an_evicted_member_that_rejoins_leaves_once(one_by_one):
         assert chosen.advance(7) == [first]
         assert chosen.count == 1
         assert chosen.steps_to_leaver() == 2
+
+
+def test_a_hand_over_that_is_here_counts_once():
+    takeover, kv = Takeover(), BlockPool(10, 4)
+    for id_ in range(3):
+        takeover.expected.append((Request(id_, 0.0, 4, 4), takeover.landed.append))
+    takeover.fetch(kv, seats=2, ahead=0)
+    assert (len(takeover), len(takeover.expected), len(takeover.landed)) == (3, 1, 2)
+    assert (takeover.begin().id, len(takeover)) == (0, 2)
+    takeover.drop(takeover.landed[0], kv)
+    assert (len(takeover), len(takeover.landed)) == (1, 0)

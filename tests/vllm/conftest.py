@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mist.clients.leaping import LeapingClient
 from mist.clients.llm import LLMClient
 from mist.kernel import Kernel
 from mist.memory.pool import BlockPool
@@ -33,7 +34,7 @@ DEFAULTS = {
 }
 
 
-class Spied(LLMClient):
+class Spied(LeapingClient):
     """With attributes of its own, for those who listen in."""
 
 

@@ -76,7 +76,7 @@ def settled(served: Any, mix: Any) -> None:
         for client in pool.clients:
             assert client.kv.used == client.waiting == 0
             assert not client.running
-            assert all(lane.decodes.count == lane.decodes.cached == lane.promised == 0 for lane in lanes(client))
+            assert all(lane.decodes.count == lane.decodes.cached == len(lane.takeover) == 0 for lane in lanes(client))
             if isinstance(client.kv, SwapPool):
                 assert client.kv.host_used == 0
     assert_energy(cluster)
