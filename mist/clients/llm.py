@@ -134,6 +134,14 @@ class LLMClient:
             return int(self.decodes.computed(request) % self.kv.block_tokens == 0)
         return self.kv.need(request, tokens)
 
+    @property
+    def pledged(self) -> int:
+        return sum(map(self.pledge, self._running.values()))
+
+    def pledge(self, request: Request) -> int:
+        tokens = request.known + (request.left - 1 if self.prefilled is None else 0)
+        return -(-tokens // self.kv.block_tokens)
+
     # what the cluster asks for
 
     def submit(self, request: Request) -> None:

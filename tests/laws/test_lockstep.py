@@ -78,7 +78,7 @@ def test_the_twins_are_compared_under_preemption(scheduler_name, make_pool, driv
         perf=linear(STEP, TOKEN, CACHED), engine={"block_tokens": 4},
     )  # fmt: skip
     fast = drive(pool, load)
-    assert sum(fast.column("preemptions")) > 1
+    assert sum(fast.column("preemptions")) > 1 or scheduler_name == "guaranteed_no_evict"
     same(fast, drive(pool, load, one_by_one=True))
 
 
