@@ -58,7 +58,7 @@ def operators(asked: Asked) -> Operators:
     system = System(replica.hardware.tables, replica.engine.kernels)
     if not system.name:
         raise system._replace(name=replica.hardware.name).refuse("operator tables")
-    attention = _attention(system, replica)
+    attention = _attention(system, asked)
     local = _projections(system, model, tp, module=attention[0].module)
     local |= _dense(system, model, tp) | _shared(system, model, tp)
     local |= _elementwise(asked, module=attention[0].module)
@@ -71,15 +71,16 @@ def operators(asked: Asked) -> Operators:
     return Operators(local, group, _head(system, asked) if model.kind == "decoder" else {}, attention)
 
 
-def _attention(system: System, replica: Replica) -> tuple[Layers, ...]:
-    model, tp = replica.model, replica.tp
+def _attention(system: System, asked: Asked) -> tuple[Layers, ...]:
+    replica = asked.replica
+    model, tp, memory = replica.model, replica.tp, (replica.hardware.memory_bandwidth, asked.bandwidth_efficiency)
     if model.kv_latent:
         latent = latent_attention(system, model, max(1, model.heads // tp))
         return (Layers(model.layers, 0, latent.prompt, latent.decode, latent.module),)
     heads = Heads(model.heads // tp, max(1, model.kv_heads // tp), model.head_dim, model.kv_dtype)
     kinds = [(model.layers - model.window_layers, 0), (model.window_layers, model.window)]
     return tuple(
-        Layers(count, window, prompt_attention(system, heads, window), decode_attention(system, heads, window))
+        Layers(count, window, prompt_attention(system, heads, window), decode_attention(system, heads, window, *memory))
         for count, window in kinds
         if count
     )
