@@ -53,6 +53,8 @@ def _link(override: Override, scenario: Scenario) -> str:
 def _node(override: Override, scenario: Scenario) -> str:
     """Why ``[pool.]node[.option]`` does not matter; empty if it does."""
     pools, option = _spoken_to(override, scenario)
+    if option == ["node", "host_speed"] and not any(spec.engine.launch_time for spec in pools):
+        return f"{pools[0].engine.name} {pools[0].engine.version} replays CUDA graphs; engine.launch_time=300us would use it"
     if isinstance(scenario.network, Topology):  # its replicas leave their nodes by the nodes' ports
         return ""
     if option[0] != "node" or all(spec.node == ISOLATED for spec in pools) or any(map(_uses_node, pools)):
@@ -66,6 +68,8 @@ def _node(override: Override, scenario: Scenario) -> str:
 def _uses_node(spec: PoolSpec) -> bool:
     """Whether the layout's times or its being possible at all depend on the node."""
     devices, node = spec.replica.devices, spec.node
+    if spec.engine.launch_time and node.host_speed != 1:
+        return True
     if devices == 1:
         return False
     return not node.peer_to_peer or devices > min(spec.replica.domain, spec.hardware.scale_up_devices)
