@@ -137,13 +137,20 @@ def _products(system: System, model: ModelSpec, shapes: dict[str, tuple[int, int
 
 
 def _elementwise(asked: Asked, module: bool) -> dict[str, Curve]:
-    """Norms and residuals, rotary embedding, writing the cache, activation: memory bound, one kernel each."""
+    """Norms and residuals, rotary embedding, writing the cache, activation: memory bound, one kernel each.
+
+    A norm reads residual and addend and writes their sum and what goes into the next product, in FP8 where it
+    scales that itself.
+    """
     model, tp = asked.replica.model, asked.replica.tp
     bandwidth = asked.replica.hardware.memory_bandwidth * asked.bandwidth_efficiency
     dense, sparse = model.layers - model.sparse_layers, model.sparse_layers
     heads = 0 if module else (model.heads + 2 * model.kv_heads) * model.head_dim / tp
     width = dense * model.intermediate + sparse * model.shared_experts * model.expert_intermediate
-    traffic = ACTIVATION * (model.layers * (8 * model.hidden + 3 * heads) + model.mlp_matrices * width / tp)
+    scaled = model.weight_dtype == "fp8" and asked.replica.engine.kernels not in UNFUSED
+    written = 1.0 if scaled else ACTIVATION
+    traffic = model.layers * (2 * (3 * ACTIVATION + written) * model.hidden + 3 * ACTIVATION * heads)
+    traffic += ((model.mlp_matrices - 1) * ACTIVATION + written) * width / tp
     kernels = model.layers * (2 if module else 4) + dense + (sparse if model.shared_experts else 0) + sparse
     return {"norms, rotary, activation": line(traffic / bandwidth, kernels * asked.kernel_time)}
 
