@@ -12,6 +12,7 @@ from mist.compose import compose
 from mist.errors import InputError
 from mist.node import ISOLATED
 from mist.overrides import Override, parse
+from mist.perf.measured import Measured
 from mist.pool import PoolSpec
 from mist.scenario import Scenario
 from mist.topology import Topology
@@ -33,7 +34,10 @@ def effective(overrides: Sequence[str]) -> list[str]:
 
 
 def _inert(overrides: Sequence[str], config: Mapping[str, Any] | None) -> Iterator[tuple[Override, str]]:
-    looks = {"node": _node, "priority": _priority, "expert_skew": _skew, "hosts": _idle, "link": _link}
+    looks = {
+        "node": _node, "priority": _priority, "expert_skew": _skew, "hosts": _idle, "link": _link,
+        "kernel_factor": _factor,
+    }  # fmt: skip
     typed = [(override, looks[key]) for override in map(parse, overrides) for key in looks if key in override.address]
     if not typed:
         return
@@ -54,7 +58,8 @@ def _node(override: Override, scenario: Scenario) -> str:
     """Why ``[pool.]node[.option]`` does not matter; empty if it does."""
     pools, option = _spoken_to(override, scenario)
     if option == ["node", "host_speed"] and not any(spec.engine.launch_time for spec in pools):
-        return f"{pools[0].engine.name} {pools[0].engine.version} replays CUDA graphs; engine.launch_time=300us would use it"
+        engine = pools[0].engine
+        return f"{engine.name} {engine.version} replays CUDA graphs; engine.launch_time=300us would use it"
     if isinstance(scenario.network, Topology):  # its replicas leave their nodes by the nodes' ports
         return ""
     if option[0] != "node" or all(spec.node == ISOLATED for spec in pools) or any(map(_uses_node, pools)):
@@ -90,6 +95,14 @@ def _skew(override: Override, scenario: Scenario) -> str:
     if option != ["perf", "expert_skew"] or any(spec.ep > 1 for spec in pools):
         return ""
     return "experts are spread over devices only with ep > 1"
+
+
+def _factor(override: Override, scenario: Scenario) -> str:
+    """Why ``[pool.]engine.kernel_factor`` does not matter; empty if it does."""
+    pools, option = _spoken_to(override, scenario)
+    if option != ["engine", "kernel_factor"] or any(isinstance(spec.perf, Measured) for spec in pools):
+        return ""
+    return "only timed kernels are scaled by it; perf=measured has such"
 
 
 def _idle(override: Override, scenario: Scenario) -> str:

@@ -14,7 +14,8 @@ class GuaranteedNoEvict(Mixed):
     The default of TensorRT-LLM (documentation, "Useful Runtime Options", CapacitySchedulerPolicy
     GUARANTEED_NO_EVICT): what is admitted is never paused. It counts on answers as long as their limit, which here
     is as long as they will be. Blocks that requests share are counted for each. Caches handed over by a
-    prefill client, and drafts beyond the answer's end, are not counted on: for them the youngest gives way, as in ``Mixed``.
+    prefill client, and drafts beyond the answer's end, are not counted on: for them the youngest gives way, as in
+    ``Mixed``.
     """
 
     def schedule(self, view: EngineView) -> Iterator[Decision]:
