@@ -81,7 +81,7 @@ def test_nobody_is_evicted_who_was_admitted_with_room_for_the_answer(seed, tiny_
 
 
 def test_the_head_waits_until_all_blocks_of_its_answer_can_be_had(tiny_pool, drive):
-    # 19 blocks of 4 tokens and the null block; the first needs (8 + 33 - 1) / 4 = 10 of them in the end, the second 11, the third 1
+    # 19 blocks of 4 tokens beside the null block: the first needs (8 + 33 - 1) / 4 = 10 in the end, the second 11
     load = [(0.0, 8, 33), (1e-4, 8, 34), (2e-4, 2, 3)]
     run = drive(tiny_pool("guaranteed_no_evict", blocks=20, token_budget=64, max_running=8), load)
     first, second, third = run.requests
