@@ -15,6 +15,7 @@ from mist.overrides import Override, parse
 from mist.perf.measured import Measured
 from mist.pool import PoolSpec
 from mist.scenario import Scenario
+from mist.schedulers.guaranteed_no_evict import GuaranteedNoEvict
 from mist.topology import Topology
 
 
@@ -36,7 +37,7 @@ def effective(overrides: Sequence[str]) -> list[str]:
 def _inert(overrides: Sequence[str], config: Mapping[str, Any] | None) -> Iterator[tuple[Override, str]]:
     looks = {
         "node": _node, "priority": _priority, "expert_skew": _skew, "hosts": _idle, "link": _link,
-        "kernel_factor": _factor,
+        "kernel_factor": _factor, "preemption": _preemption, "swap_space": _preemption,
     }  # fmt: skip
     typed = [(override, looks[key]) for override in map(parse, overrides) for key in looks if key in override.address]
     if not typed:
@@ -103,6 +104,16 @@ def _factor(override: Override, scenario: Scenario) -> str:
     if option != ["engine", "kernel_factor"] or any(isinstance(spec.perf, Measured) for spec in pools):
         return ""
     return "only timed kernels are scaled by it; perf=measured has such"
+
+
+def _preemption(override: Override, scenario: Scenario) -> str:
+    """Why ``[pool.]preemption`` or ``[pool.]swap_space`` does not matter; empty if it does."""
+    pools, option = _spoken_to(override, scenario)
+    if option not in (["preemption"], ["swap_space"]) or override.value == "recompute":
+        return ""
+    if all(isinstance(spec.scheduler, GuaranteedNoEvict) and spec.role == "both" for spec in pools):
+        return "scheduler=guaranteed_no_evict preempts nobody; scheduler=mixed does"
+    return ""
 
 
 def _idle(override: Override, scenario: Scenario) -> str:
