@@ -12,8 +12,10 @@ from mist.compose import compose
 from mist.errors import InputError
 from mist.node import ISOLATED
 from mist.overrides import Override, parse
+from mist.perf.measured import Measured
 from mist.pool import PoolSpec
 from mist.scenario import Scenario
+from mist.schedulers.guaranteed_no_evict import GuaranteedNoEvict
 from mist.topology import Topology
 
 
@@ -33,7 +35,10 @@ def effective(overrides: Sequence[str]) -> list[str]:
 
 
 def _inert(overrides: Sequence[str], config: Mapping[str, Any] | None) -> Iterator[tuple[Override, str]]:
-    looks = {"node": _node, "priority": _priority, "expert_skew": _skew, "hosts": _idle, "link": _link}
+    looks = {
+        "node": _node, "priority": _priority, "expert_skew": _skew, "hosts": _idle, "link": _link,
+        "kernel_factor": _factor, "preemption": _preemption, "swap_space": _preemption,
+    }  # fmt: skip
     typed = [(override, looks[key]) for override in map(parse, overrides) for key in looks if key in override.address]
     if not typed:
         return
@@ -53,6 +58,9 @@ def _link(override: Override, scenario: Scenario) -> str:
 def _node(override: Override, scenario: Scenario) -> str:
     """Why ``[pool.]node[.option]`` does not matter; empty if it does."""
     pools, option = _spoken_to(override, scenario)
+    if option == ["node", "host_speed"] and not any(spec.engine.launch_time for spec in pools):
+        engine = pools[0].engine
+        return f"{engine.name} {engine.version} replays CUDA graphs; engine.launch_time=300us would use it"
     if isinstance(scenario.network, Topology):  # its replicas leave their nodes by the nodes' ports
         return ""
     if option[0] != "node" or all(spec.node == ISOLATED for spec in pools) or any(map(_uses_node, pools)):
@@ -66,6 +74,8 @@ def _node(override: Override, scenario: Scenario) -> str:
 def _uses_node(spec: PoolSpec) -> bool:
     """Whether the layout's times or its being possible at all depend on the node."""
     devices, node = spec.replica.devices, spec.node
+    if spec.engine.launch_time and node.host_speed != 1:
+        return True
     if devices == 1:
         return False
     return not node.peer_to_peer or devices > min(spec.replica.domain, spec.hardware.scale_up_devices)
@@ -86,6 +96,24 @@ def _skew(override: Override, scenario: Scenario) -> str:
     if option != ["perf", "expert_skew"] or any(spec.ep > 1 for spec in pools):
         return ""
     return "experts are spread over devices only with ep > 1"
+
+
+def _factor(override: Override, scenario: Scenario) -> str:
+    """Why ``[pool.]engine.kernel_factor`` does not matter; empty if it does."""
+    pools, option = _spoken_to(override, scenario)
+    if option != ["engine", "kernel_factor"] or any(isinstance(spec.perf, Measured) for spec in pools):
+        return ""
+    return "only timed kernels are scaled by it; perf=measured has such"
+
+
+def _preemption(override: Override, scenario: Scenario) -> str:
+    """Why ``[pool.]preemption`` or ``[pool.]swap_space`` does not matter; empty if it does."""
+    pools, option = _spoken_to(override, scenario)
+    if option not in (["preemption"], ["swap_space"]) or override.value == "recompute":
+        return ""
+    if all(isinstance(spec.scheduler, GuaranteedNoEvict) and spec.role == "both" for spec in pools):
+        return "scheduler=guaranteed_no_evict preempts nobody; scheduler=mixed does"
+    return ""
 
 
 def _idle(override: Override, scenario: Scenario) -> str:

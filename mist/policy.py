@@ -91,6 +91,13 @@ class EngineView(Protocol):
     def need(self, request: Request, tokens: int) -> int:
         """Free blocks it takes for the request's first ``tokens`` tokens to be in the cache."""
 
+    @property
+    def pledged(self) -> int:
+        """Blocks that the running requests will hold when they leave the client, together; costs O(running)."""
+
+    def pledge(self, request: Request) -> int:
+        """Blocks that one request will hold then."""
+
 
 class Scheduler(Protocol):
     """Who shares the next step, and how many tokens each gets.

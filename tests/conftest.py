@@ -2,7 +2,7 @@
 
 Session fixtures return plain functions, so that property tests may call them as often as they like. A test that
 asks for ``scheduler_name``, ``router_name``, ``hardware_name``, ``model_name`` or ``pipeline_name`` runs once for every
-YAML of that noun: whoever adds a file is examined unasked.
+YAML of that noun: whoever adds a file is examined unasked. ``preempting_name`` are the schedulers that may preempt.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -49,6 +49,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for noun in NOUNS:
         if f"{noun}_name" in metafunc.fixturenames:
             metafunc.parametrize(f"{noun}_name", sorted(path.stem for path in (CONF / noun).glob("*.yaml")))
+    if "preempting_name" in metafunc.fixturenames:
+        schedulers = {path.stem for path in (CONF / "scheduler").glob("*.yaml")}
+        metafunc.parametrize("preempting_name", sorted(schedulers - {"guaranteed_no_evict"}))
 
 
 # step times for tests

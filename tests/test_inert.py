@@ -31,6 +31,10 @@ from mist.simulate import simulate
         ),
         (["perf=roofline", "perf.expert_skew=0.5"], r"perf\.expert_skew = 0\.5: has no effect: .* ep > 1"),
         (
+            ["scheduler=guaranteed_no_evict", "preemption=swap"],
+            r"preemption = swap: has no effect: .* preempts nobody; scheduler=mixed does",
+        ),
+        (
             ["workload=two_class", "workload.classes.batch.priority=5"],
             r"workload\.classes\.batch\.priority = 5: has no effect: .* scheduler\.policy=priority does",
         ),
@@ -53,6 +57,7 @@ def test_what_changes_nothing_is_refused(overrides, message):
         ["perf=roofline", "perf.expert_skew=0.5", "model=mixtral-8x7b", "tp=2", "ep=2"],
         ["cluster=disaggregated", "link=nvlink5"],
         ["cluster=disaggregated", "network=superpod_h100", "node=hgx-h100"],  # the way out of a node
+        ["scheduler=mixed", "preemption=swap", "swap_space=8 GiB"],
         ["workload=two_class"],  # its file's priorities were not typed
         ["workload=two_class", "workload.classes.batch.priority=5", "scheduler=vllm_v1", "scheduler.policy=priority"],
     ],

@@ -29,6 +29,10 @@ class Lane(LeapingClient):
         """From when to when a decode-only batch passes the stages, if one does."""
         return self._flight if self._leap is not None else None
 
+    @property
+    def pledged(self) -> int:
+        return sum(self.pledge(request) for lane in self.pipeline.lanes for request in lane.running)  # of one memory
+
     def step_time(self, chunks: tuple[tuple[int, int], ...]) -> float:
         return self.pipeline.stages.predicted(StepShape(self.decodes.count, self.decodes.cached, chunks))
 

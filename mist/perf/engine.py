@@ -6,6 +6,10 @@ from typing import Literal
 from mist.errors import InputError
 from mist.units import Bytes, Seconds
 
+NOT_NEGATIVE = (
+    "step_overhead", "request_overhead", "mixed_overhead", "launch_time", "reserve", "reserved_blocks", "front_end",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class EngineProfile:
@@ -21,6 +25,8 @@ class EngineProfile:
     reserve: Bytes  # CUDA graphs, workspaces, communication buffers, per device
     reserved_blocks: int = 0  # KV blocks of its count that no request gets
     kernels: Literal["vllm", "sglang", "trtllm"] = "vllm"  # whose timed operators stand for its own (perf=measured)
+    kernel_factor: float = 1.0  # time of its own kernels over the timed ones (perf=measured)
+    launch_time: Seconds = 0.0  # the host's for a layer's kernels, one by one beside the device; 0 replays a CUDA graph
     front_end: Seconds = 0.0  # every request, before it is in line: HTTP, tokenising, hand-over to the engine
 
     def __post_init__(self) -> None:
@@ -28,6 +34,8 @@ class EngineProfile:
             raise InputError("memory_utilization", self.memory_utilization, "must lie in (0, 1]")
         if self.block_tokens < 1:
             raise InputError("block_tokens", self.block_tokens, "must be at least 1")
-        for field in ("step_overhead", "request_overhead", "mixed_overhead", "reserve", "reserved_blocks", "front_end"):
+        if not self.kernel_factor > 0:
+            raise InputError("kernel_factor", self.kernel_factor, "must be positive")
+        for field in NOT_NEGATIVE:
             if getattr(self, field) < 0:
                 raise InputError(field, getattr(self, field), "must not be negative")

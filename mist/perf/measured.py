@@ -10,7 +10,8 @@ from math import inf
 
 from mist.errors import InputError
 from mist.perf.attended import Attention, Chunks
-from mist.perf.base import Explained, Replica, StepShape, Stretch, Table
+from mist.perf.base import Explained, Replica, StepModel, StepShape, Stretch, Table
+from mist.perf.launched import launched
 from mist.perf.tables.curve import total
 from mist.perf.tables.deepep import Exchange
 from mist.perf.tables.experts import Distribution
@@ -45,9 +46,12 @@ class Measured:
             if not 0 < getattr(self, field) <= 1:
                 raise InputError(field, getattr(self, field), "must lie in (0, 1]")
 
-    def of(self, replica: Replica) -> "MeasuredSteps":
+    def of(self, replica: Replica) -> StepModel:
         if self.exchange != "gather" and replica.dp == 1:
             raise InputError("perf.exchange", self.exchange, "has no effect with dp = 1", ["gather"])
+        return launched(self._timed, replica, replica.engine.kernel_factor)
+
+    def _timed(self, replica: Replica) -> "MeasuredSteps":
         asked = Asked(
             replica,
             self.distribution,

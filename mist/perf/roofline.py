@@ -1,14 +1,16 @@
 """Analytical step times: per operator, the larger of compute and memory time (Williams et al., CACM 52(4), 2009)."""
 
 from dataclasses import dataclass, fields
+from functools import partial
 from math import floor, inf
 from typing import NamedTuple
 
 from mist.errors import InputError
 from mist.model import BYTES_PER_ELEMENT, ModelSpec
-from mist.perf.base import Explained, Replica, StepShape, Stretch, Table
+from mist.perf.base import Explained, Replica, StepModel, StepShape, Stretch, Table
 from mist.perf.collective import allreduce, exchange, fabric
 from mist.perf.experts import busiest_load, destinations, touched
+from mist.perf.launched import launched
 from mist.units import Seconds
 
 ACTIVATION = 2.0  # bytes per element: activations are 16 bits wide in every engine modelled here
@@ -39,8 +41,8 @@ class Roofline:
             if not 0 < share <= 1:
                 raise InputError(field.name, share, "must lie in (0, 1]")
 
-    def of(self, replica: Replica) -> "RooflineSteps":
-        return RooflineSteps(self, replica)
+    def of(self, replica: Replica) -> StepModel:
+        return launched(partial(RooflineSteps, self), replica)
 
 
 class RooflineSteps:

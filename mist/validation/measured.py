@@ -52,7 +52,7 @@ class MeasuredSet:
     columns that a file may lack (its name may say it, or ``given`` does). ``grouped`` takes rows with equal facts as
     one cell, else every row is one. Rows with ``drop`` (column -> value) are left out. ``calibration`` (fact ->
     values with | between) marks the cells the engine's scalars were set on; all others are held out. ``slices``
-    are the facts to break errors down by.
+    are the facts to break errors down by. ``node`` is the server that a device stood in, where it mattered.
     """
 
     about: str
@@ -65,6 +65,7 @@ class MeasuredSet:
     overrides: Mapping[str, str] = field(default_factory=dict)
     kv_dtype: Mapping[str, str] = field(default_factory=dict)  # by precision of the weights
     drop: Mapping[str, str] = field(default_factory=dict)
+    node: Mapping[str, str] = field(default_factory=dict)  # by hardware
     calibration: Mapping[str, str] = field(default_factory=dict)
     slices: Mapping[str, str] = field(default_factory=dict)  # fact -> what to call it
     grouped: bool = False

@@ -65,6 +65,8 @@ class Job:
         """The deployment: the set's, the cell's and the variant's own, the later outranking the former."""
         facts, kind = self.cell.facts, self.kind
         said = {str(role): str(facts[role]) for role in ("model", "hardware", "engine") if role in facts}
+        if facts.get("hardware") in kind.node:
+            said["node"] = kind.node[facts["hardware"]]
         cut = {"tp": str(devices(facts))} if "tp" in facts else {}
         if "pp" in facts and round(float(facts["pp"])) > 1:
             cut["pp"] = str(round(float(facts["pp"])))

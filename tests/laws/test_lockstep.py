@@ -75,10 +75,10 @@ def test_leaping_equals_stepping_across_a_hand_over(data, scheduler_name, make_p
     same(drive(pools, load, link), drive(pools, load, link, one_by_one=True))
 
 
-def test_the_twins_are_compared_under_preemption(scheduler_name, make_pool, drive, poisson, tiny, linear):
+def test_the_twins_are_compared_under_preemption(preempting_name, make_pool, drive, poisson, tiny, linear):
     load = poisson(7, 60, 1e4, (1, 30), (1, 50))
     pool = make_pool(
-        model=tiny, scheduler=scheduler_name, limits={"token_budget": 64, "max_running": 31}, kv_blocks=40,
+        model=tiny, scheduler=preempting_name, limits={"token_budget": 64, "max_running": 31}, kv_blocks=40,
         perf=linear(STEP, TOKEN, CACHED), engine={"block_tokens": 4},
     )  # fmt: skip
     fast = drive(pool, load)

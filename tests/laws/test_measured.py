@@ -4,6 +4,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from mist.perf.tables import store
 from mist.perf.tables.curve import line, through, total
 from mist.perf.tables.files import System, root, rows
 from mist.perf.tables.gemm import gemm
+from mist.perf.tables.grid import decode_grid, from_memory
 from mist.simulate import serve
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the operator tables are not published for Windows")
@@ -111,6 +113,44 @@ def test_more_work_never_takes_less_time(data, deployed, perf):
     before = model.step_time(StepShape(0, 0, ((chunk, past),))) * (1 - 1e-9)
     assert model.step_time(StepShape(0, 0, ((chunk + more, past),))) >= before
     assert model.step_time(StepShape(0, 0, ((chunk, past), (more, 0)))) >= before
+
+
+@pytest.mark.parametrize("kernels", ["vllm", "sglang", "trtllm"])
+@pytest.mark.parametrize("name", ["a100", "h100", "h200", "l40s", "b200", "rtx-pro-6000"])
+def test_no_cache_is_read_faster_than_the_memory_can_deliver_it(name, kernels, replica, perf):
+    whole = replica("llama-3.1-8b", name, kernels=kernels)
+    steps = perf.of(whole)
+    for decodes, context in ((16, 16_000), (64, 8000), (256, 2000), (256, 60_000), (2000, 1000)):
+        parts = {part.operator: part.seconds for part in steps.explain(StepShape(decodes, decodes * context))}
+        cache = decodes * context * whole.model.kv_bytes_per_token
+        assert cache / parts["decode attention"] < whole.hardware.memory_bandwidth
+
+
+def test_beyond_what_was_timed_every_batch_reads_at_one_rate():
+    batches, lengths = np.array([1.0, 4.0, 16.0]), np.array([100.0, 200.0, 400.0, 800.0])
+    seconds = 1e-6 + 1e-9 * np.outer(batches, lengths)
+    seconds[0] += [0.0, 0.0, 0.0, 1e-6]  # of few sequences the last step up says little of the memory
+    seconds[2, 2:] = np.nan
+    grid = decode_grid(batches, lengths, seconds)
+    assert grid.row(16) == pytest.approx(1e-6 + 16e-9 * lengths)
+
+
+def test_timings_that_beat_the_memory_are_held_to_a_share_of_it():
+    batches, lengths = np.array([8.0, 64.0]), np.array([1000.0, 2000.0])
+    timed = decode_grid(batches, lengths, 1e-6 + 1e-9 * np.outer(batches, lengths))
+    assert from_memory(timed, 0.9e-9, 0.8) is timed
+    held = from_memory(timed, 1.5e-9, 0.8)
+    assert held.row(64) == pytest.approx(1.5e-9 / 0.8 * 64 * lengths)
+    assert held.source == "extrapolated"
+
+
+def test_fused_norms_of_fp8_weights_write_less(replica, perf):
+    shape, times = StepShape(0, 0, ((4096, 0),)), {}
+    for kernels in ("vllm", "sglang"):
+        for dtype in ("bf16", "fp8"):
+            steps = perf.of(replica("llama-3.1-8b", kernels=kernels, changed={"weight_dtype": dtype}))
+            times[kernels, dtype] = {p.operator: p.seconds for p in steps.explain(shape)}["norms, rotary, activation"]
+    assert times["vllm", "fp8"] < times["vllm", "bf16"] == times["sglang", "bf16"] == times["sglang", "fp8"]
 
 
 def test_equal_prompts_take_what_was_timed_of_so_many(replica, perf):

@@ -69,13 +69,13 @@ def test_more_replicas_never_lower_capacity(router_name, make_pool, make_scenari
     assert found[-1].rate > 2 * found[0].rate
 
 
-def test_more_memory_never_preempts_more(scheduler_name, make_pool, drive, poisson, tiny, linear):
+def test_more_memory_never_preempts_more(preempting_name, make_pool, drive, poisson, tiny, linear):
     load = poisson(9, 150, 400.0, (1, 30), (1, 60))
     limits = {"token_budget": 64, "max_running": 31}
     counts = []
     for blocks in (30, 60, 120, 240, 480, 960):
         pool = make_pool(
-            model=tiny, scheduler=scheduler_name, limits=limits, kv_blocks=blocks, engine={"block_tokens": 4},
+            model=tiny, scheduler=preempting_name, limits=limits, kv_blocks=blocks, engine={"block_tokens": 4},
             perf=linear(1e-3, 1e-5),
         )  # fmt: skip
         counts.append(int(drive(pool, load).column("preemptions").sum()))

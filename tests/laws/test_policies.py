@@ -65,6 +65,47 @@ def test_mixed_holds_up_decodes_for_a_whole_prompt_where_chunks_would_not(tiny_p
     assert whole.requests[0].tpot > longest
 
 
+# guaranteed no evict
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**32))
+def test_nobody_is_evicted_who_was_admitted_with_room_for_the_answer(seed, tiny_pool, drive, poisson):
+    load = poisson(seed, 60, 1e4, (1, 30), (1, 50))
+    limits = {"token_budget": 64, "max_running": 31}
+    run, mixed = (drive(tiny_pool(name, blocks=40, **limits), load) for name in ("guaranteed_no_evict", "mixed"))
+    assert not run.column("preemptions").any()
+    assert (run.column("finished") > 0).all()
+    assert max(client.kv.peak for client in run.clients) <= 40
+    assert mixed.column("finished").max() > 0
+
+
+def test_the_head_waits_until_all_blocks_of_its_answer_can_be_had(tiny_pool, drive):
+    # 19 blocks of 4 tokens beside the null block: the first needs (8 + 33 - 1) / 4 = 10 in the end, the second 11
+    load = [(0.0, 8, 33), (1e-4, 8, 34), (2e-4, 2, 3)]
+    run = drive(tiny_pool("guaranteed_no_evict", blocks=20, token_budget=64, max_running=8), load)
+    first, second, third = run.requests
+    assert second.visits[0].started == third.visits[0].started == first.finished  # first come, first served
+    assert first.preemptions == second.preemptions == 0
+    fits = drive(tiny_pool("guaranteed_no_evict", blocks=22, token_budget=64, max_running=8), load)
+    assert fits.requests[1].visits[0].started < fits.requests[0].finished
+
+
+def test_with_memory_for_all_it_is_mixed_batching(tiny_pool, drive, poisson):
+    load, limits = poisson(2, 100, 300.0, (1, 200), (1, 60)), {"token_budget": 256, "max_running": 31}
+    one, other = (drive(tiny_pool(name, **limits), load) for name in ("guaranteed_no_evict", "mixed"))
+    assert one.column("finished").tolist() == other.column("finished").tolist()
+
+
+def test_the_lanes_of_a_pipeline_share_what_is_pledged(make_pool, tiny, drive, poisson):
+    load = poisson(3, 60, 1e4, (1, 30), (1, 50))
+    pool = make_pool(
+        model=tiny, scheduler="guaranteed_no_evict", limits={"token_budget": 64, "max_running": 31}, kv_blocks=40,
+        engine={"block_tokens": 4}, pp=2,
+    )  # fmt: skip
+    assert not drive(pool, load).column("preemptions").any()
+
+
 # shortest first
 
 

@@ -36,7 +36,7 @@ def crowd(poisson):
     return poisson(7, 60, 1e4, (1, 30), (1, 50))
 
 
-def test_blocks_are_conserved_on_the_device_and_on_the_host(scheduler_name, swapping, drive, poisson):
+def test_blocks_are_conserved_on_the_device_and_on_the_host(preempting_name, swapping, drive, poisson):
     seen = []
 
     def conserved(run):
@@ -50,7 +50,7 @@ def test_blocks_are_conserved_on_the_device_and_on_the_host(scheduler_name, swap
         assert held <= kv.used <= held + client.decodes.count  # the step under way may have taken its blocks
         seen.append(kv.host_used)
 
-    run = drive(swapping(scheduler=scheduler_name), crowd(poisson), after_each=conserved)
+    run = drive(swapping(scheduler=preempting_name), crowd(poisson), after_each=conserved)
     (client,) = run.clients
     assert max(seen) > 0
     assert (client.kv.used, client.kv.host_used) == (0, 0)
@@ -59,16 +59,16 @@ def test_blocks_are_conserved_on_the_device_and_on_the_host(scheduler_name, swap
 
 
 @pytest.mark.parametrize("bandwidth", [inf, 1e9])
-def test_swapping_never_computes_a_token_twice(bandwidth, scheduler_name, swapping, drive, poisson, linear):
+def test_swapping_never_computes_a_token_twice(bandwidth, preempting_name, swapping, drive, poisson, linear):
     """At one second per token and none for anything else, the time spent is the tokens computed, and the copies."""
-    spec = swapping(bandwidth, scheduler=scheduler_name, perf=linear(token=1.0))
+    spec = swapping(bandwidth, scheduler=preempting_name, perf=linear(token=1.0))
     run = drive(spec, crowd(poisson))
     (client,) = run.clients
     once = sum(r.input + r.output - 1 for r in run.requests)
     copies = (client.kv.blocks_out + client.kv.blocks_in) * BLOCK / bandwidth
     assert client.preemptions > 0
     assert client.busy == pytest.approx(once + copies, rel=1e-12)
-    again = drive(swapping(preemption="recompute", scheduler=scheduler_name, perf=linear(token=1.0)), crowd(poisson))
+    again = drive(swapping(preemption="recompute", scheduler=preempting_name, perf=linear(token=1.0)), crowd(poisson))
     assert again.clients[0].busy > once
 
 
@@ -92,12 +92,12 @@ def test_swapping_beats_recomputing_exactly_where_the_copies_take_less_than_the_
     assert (gain > 0) == (factor > 1)
 
 
-def test_a_full_host_leaves_no_choice_but_to_recompute(scheduler_name, swapping, drive, poisson):
-    tight = drive(swapping(swap_space=16 * BLOCK, scheduler=scheduler_name), crowd(poisson)).clients[0]
+def test_a_full_host_leaves_no_choice_but_to_recompute(preempting_name, swapping, drive, poisson):
+    tight = drive(swapping(swap_space=16 * BLOCK, scheduler=preempting_name), crowd(poisson)).clients[0]
     assert 0 < tight.kv.host_peak <= 16
     assert 0 < tight.kv.use().recomputed < tight.preemptions
-    none = drive(swapping(swap_space=0.5 * BLOCK, scheduler=scheduler_name), crowd(poisson))
-    plain = drive(swapping(preemption="recompute", scheduler=scheduler_name), crowd(poisson))
+    none = drive(swapping(swap_space=0.5 * BLOCK, scheduler=preempting_name), crowd(poisson))
+    plain = drive(swapping(preemption="recompute", scheduler=preempting_name), crowd(poisson))
     assert none.column("finished").tolist() == plain.column("finished").tolist()
     assert none.clients[0].kv.use().recomputed == none.clients[0].preemptions
 

@@ -1,13 +1,14 @@
 """Attention kernels over a paged KV cache: whole prompts, and one token of each of a batch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+from mist.model import BYTES_PER_ELEMENT
 from mist.perf.tables.curve import Floats, Source
 from mist.perf.tables.files import MILLISECOND, Rows, System, rows
-from mist.perf.tables.grid import Grid, decode_grid, prompt_grid, windowed, windowed_prompt
+from mist.perf.tables.grid import Grid, decode_grid, from_memory, prompt_grid, windowed, windowed_prompt
 
 KV_DTYPES = {"bf16": "bfloat16", "fp8": "fp8"}
 
@@ -21,17 +22,21 @@ class Heads(NamedTuple):
     kv_dtype: str
 
 
-def decode_attention(system: System, heads: Heads, window: int) -> Grid:
-    """Seconds of one layer by sequences and tokens each attends to, its own included."""
-    return _of(system, heads, window, "generation_attention_perf")
+def decode_attention(system: System, heads: Heads, window: int, bandwidth: float, share: float) -> Grid:
+    """Seconds of one layer by sequences and tokens each attends to, its own included.
+
+    ``bandwidth`` is the memory's in bytes/s, and ``share`` what a kernel reaches of it whose timings beat it.
+    """
+    token_time = 2 * heads.kv * heads.size * BYTES_PER_ELEMENT[heads.kv_dtype] / bandwidth
+    return _of(system, heads, window, "generation_attention_perf", lambda grid: from_memory(grid, token_time, share))
 
 
 def prompt_attention(system: System, heads: Heads, window: int) -> Grid:
     """Seconds of one layer by sequences and tokens of each."""
-    return _of(system, heads, window, "context_attention_perf")
+    return _of(system, heads, window, "context_attention_perf", lambda grid: grid)
 
 
-def _of(system: System, heads: Heads, window: int, file: str) -> Grid:
+def _of(system: System, heads: Heads, window: int, file: str, checked: Callable[[Grid], Grid]) -> Grid:
     prompt = file.startswith("context")
     kind = KV_DTYPES.get(heads.kv_dtype, heads.kv_dtype)
     for path in system.newest("attention", file):
@@ -40,7 +45,7 @@ def _of(system: System, heads: Heads, window: int, file: str) -> Grid:
             grid = _of_size(_of_window(table, own), heads, prompt)
             if grid is not None:
                 cut = windowed_prompt if prompt else windowed
-                return cut(grid, window) if window and not own else grid
+                return grid if own else cut(checked(grid), window) if window else checked(grid)
     what = f"{'prompt' if prompt else 'decode'} attention with {heads.query} heads, {heads.kv} KV heads of "
     raise system.refuse(f"{what}{heads.size} elements and a {kind} cache")
 

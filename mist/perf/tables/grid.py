@@ -4,6 +4,7 @@ from bisect import bisect_right
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mist.perf.tables.curve import Floats, Source, envelope
 
@@ -34,19 +35,44 @@ class Grid(NamedTuple):
 
 
 def decode_grid(batches: Floats, lengths: Floats, seconds: Floats, source: Source = "measured") -> Grid:
-    """Of a kernel that reads the cache once: linear in length beyond what fitted the device it was timed on."""
+    """Of a kernel that reads the cache once: linear in length beyond what fitted the device it was timed on.
+
+    There every batch reads at one rate, the median of what the batches showed between their two longest timings: the
+    rate of a single one is a difference of two noisy times, and of few sequences it is not yet the memory's.
+    """
     batches, seconds, longest = _timed(batches, lengths, seconds)
-    slope = 0.0
-    for row, batch in enumerate(batches):
-        known = np.flatnonzero(~np.isnan(seconds[row]))
-        slope *= batch / batches[row - 1] if row else 0.0  # a larger batch reads at least in proportion
-        if len(known) > 1:
-            last, before = known[-1], known[-2]
-            slope = max(slope, (seconds[row, last] - seconds[row, before]) / (lengths[last] - lengths[before]))
+    timed = [np.flatnonzero(~np.isnan(row)) for row in seconds]
+    rate = _reading_rate(batches, lengths, seconds, timed)
+    for row, (batch, known) in enumerate(zip(batches, timed, strict=True)):
         last = known[-1]
-        seconds[row, last + 1 :] = seconds[row, last] + slope * (lengths[last + 1 :] - lengths[last])
+        seconds[row, last + 1 :] = seconds[row, last] + rate * batch * (lengths[last + 1 :] - lengths[last])
         seconds[row] = np.interp(lengths, lengths[~np.isnan(seconds[row])], seconds[row][~np.isnan(seconds[row])])
     return _grid(batches, lengths, _uncached(batches, lengths, seconds), longest, source)
+
+
+def _reading_rate(batches: Floats, lengths: Floats, seconds: Floats, timed: list[NDArray[np.int64]]) -> float:
+    """Seconds per cached token, median over the batches, of those that read most of it."""
+    rates = [
+        (seconds[row, known[-1]] - seconds[row, known[-2]]) / (batch * (lengths[known[-1]] - lengths[known[-2]]))
+        for row, (batch, known) in enumerate(zip(batches, timed, strict=True))
+        if len(known) > 1
+    ]
+    return max(float(np.median(rates)), 0.0) if rates else 0.0
+
+
+def from_memory(grid: Grid, token_time: float, share: float) -> Grid:
+    """``grid``, unless most batches read their cache faster than memory can deliver it: then no faster than ``share``
+    of that, whatever was timed.
+
+    ``token_time`` is what one cached token takes at the published bandwidth. Sequences that were timed on the same
+    few blocks read them from the L2 cache: decode attention of TensorRT-LLM 1.0 on A100 was timed at up to 3.4 TB/s.
+    """
+    ends = [row[grid.lengths.index(length)] for row, length in zip(grid.seconds, grid.longest, strict=True)]
+    delivered = np.asarray(grid.batches) * np.asarray(grid.longest) * token_time
+    if np.median(delivered / np.asarray(ends)) <= 1:
+        return grid
+    rows = np.maximum(np.asarray(grid.seconds), np.outer(grid.batches, grid.lengths) * token_time / share)
+    return grid._replace(seconds=tuple(tuple(map(float, row)) for row in rows), source="extrapolated")
 
 
 def _uncached(batches: Floats, lengths: Floats, seconds: Floats) -> Floats:

@@ -58,7 +58,7 @@ def operators(asked: Asked) -> Operators:
     system = System(replica.hardware.tables, replica.engine.kernels)
     if not system.name:
         raise system._replace(name=replica.hardware.name).refuse("operator tables")
-    attention = _attention(system, replica)
+    attention = _attention(system, asked)
     local = _projections(system, model, tp, module=attention[0].module)
     local |= _dense(system, model, tp) | _shared(system, model, tp)
     local |= _elementwise(asked, module=attention[0].module)
@@ -71,15 +71,16 @@ def operators(asked: Asked) -> Operators:
     return Operators(local, group, _head(system, asked) if model.kind == "decoder" else {}, attention)
 
 
-def _attention(system: System, replica: Replica) -> tuple[Layers, ...]:
-    model, tp = replica.model, replica.tp
+def _attention(system: System, asked: Asked) -> tuple[Layers, ...]:
+    replica = asked.replica
+    model, tp, memory = replica.model, replica.tp, (replica.hardware.memory_bandwidth, asked.bandwidth_efficiency)
     if model.kv_latent:
         latent = latent_attention(system, model, max(1, model.heads // tp))
         return (Layers(model.layers, 0, latent.prompt, latent.decode, latent.module),)
     heads = Heads(model.heads // tp, max(1, model.kv_heads // tp), model.head_dim, model.kv_dtype)
     kinds = [(model.layers - model.window_layers, 0), (model.window_layers, model.window)]
     return tuple(
-        Layers(count, window, prompt_attention(system, heads, window), decode_attention(system, heads, window))
+        Layers(count, window, prompt_attention(system, heads, window), decode_attention(system, heads, window, *memory))
         for count, window in kinds
         if count
     )
@@ -136,13 +137,20 @@ def _products(system: System, model: ModelSpec, shapes: dict[str, tuple[int, int
 
 
 def _elementwise(asked: Asked, module: bool) -> dict[str, Curve]:
-    """Norms and residuals, rotary embedding, writing the cache, activation: memory bound, one kernel each."""
+    """Norms and residuals, rotary embedding, writing the cache, activation: memory bound, one kernel each.
+
+    A norm reads residual and addend and writes their sum and what goes into the next product, in FP8 where it
+    scales that itself.
+    """
     model, tp = asked.replica.model, asked.replica.tp
     bandwidth = asked.replica.hardware.memory_bandwidth * asked.bandwidth_efficiency
     dense, sparse = model.layers - model.sparse_layers, model.sparse_layers
     heads = 0 if module else (model.heads + 2 * model.kv_heads) * model.head_dim / tp
     width = dense * model.intermediate + sparse * model.shared_experts * model.expert_intermediate
-    traffic = ACTIVATION * (model.layers * (8 * model.hidden + 3 * heads) + model.mlp_matrices * width / tp)
+    scaled = model.weight_dtype == "fp8" and asked.replica.engine.kernels not in UNFUSED
+    written = 1.0 if scaled else ACTIVATION
+    traffic = model.layers * (2 * (3 * ACTIVATION + written) * model.hidden + 3 * ACTIVATION * heads)
+    traffic += ((model.mlp_matrices - 1) * ACTIVATION + written) * width / tp
     kernels = model.layers * (2 if module else 4) + dense + (sparse if model.shared_experts else 0) + sparse
     return {"norms, rotary, activation": line(traffic / bandwidth, kernels * asked.kernel_time)}
 

@@ -1,0 +1,68 @@
+"""Engines whose host launches every kernel itself: a step takes as long as the slower of host and device."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import floor
+
+from mist.perf.base import Explained, Replica, StepModel, StepShape, Stretch
+
+
+def launched(times: Callable[[Replica], StepModel], replica: Replica, factor: float = 1.0) -> StepModel:
+    """The ``times`` of this replica; behind its host's, where its engine replays no CUDA graph.
+
+    ``factor`` is the time of the engine's own kernels over those that ``times`` knows.
+    """
+    engine = replica.engine
+    if not engine.launch_time and factor == 1:
+        return times(replica)
+    bare = replace(engine, step_overhead=0.0, request_overhead=0.0, mixed_overhead=0.0, launch_time=0.0)
+    return LaunchedSteps(times(replica._replace(engine=bare)), replica, factor)
+
+
+class LaunchedSteps:
+    """step_overhead + requests x request_overhead + max(host, factor x device).
+
+    The host takes layers x launch_time, and mixed_overhead more for a step with a prompt chunk; the device works
+    through what is launched while the next kernels are (CUDA C++ Programming Guide, "Asynchronous Concurrent
+    Execution"). With no launch_time nothing overlaps: mixed_overhead is added.
+    """
+
+    def __init__(self, device: StepModel, replica: Replica, factor: float) -> None:
+        self._device, self._engine, self._dp, self._factor = device, replica.engine, replica.dp, factor
+        self._host = replica.model.layers * replica.engine.launch_time / replica.node.host_speed
+
+    def step_time(self, shape: StepShape) -> float:
+        mixed = self._engine.mixed_overhead if shape.chunks else 0.0
+        device = self._factor * self._device.step_time(shape)
+        return self._outside(shape.requests) + (max(self._host + mixed, device) if self._host else mixed + device)
+
+    def decode_stretch(self, decodes: int, context: int) -> Stretch:
+        """Level as long as the host is slower; the crossing ends a stretch."""
+        steps, first, slope = self._device.decode_stretch(decodes, context)
+        first, slope, outside = self._factor * first, self._factor * slope, self._outside(decodes)
+        if first > self._host:
+            return Stretch(steps, outside + first, slope)
+        if slope > 0:
+            steps = min(steps, _level_steps(self._host, first, slope))
+        return Stretch(steps, outside + self._host, 0.0)
+
+    def explain(self, shape: StepShape) -> tuple[Explained, ...]:
+        """The device's operators, and last what the step takes beyond them."""
+        explain = getattr(self._device, "explain", None)
+        parts = [] if explain is None else list(explain(shape))[:-1]  # the device alone has no overheads
+        parts = [part._replace(seconds=self._factor * part.seconds) for part in parts]
+        rest = self.step_time(shape) - sum(part.seconds for part in parts)
+        return (*parts, Explained("engine overheads", rest, "fitted"))
+
+    def _outside(self, requests: int) -> float:
+        return self._engine.step_overhead + -(-requests // self._dp) * self._engine.request_overhead
+
+
+def _level_steps(level: float, first: float, slope: float) -> int:
+    """The steps i = 0, 1, ... for which ``first + i * slope`` does not exceed ``level``; at least 1."""
+    steps = max(floor((level - first) / slope) + 1, 1)
+    while first + steps * slope <= level:  # rounding may be off by one either way
+        steps += 1
+    while steps > 1 and first + (steps - 1) * slope > level:
+        steps -= 1
+    return steps
