@@ -56,7 +56,7 @@ def figures(text: str) -> Iterator[tuple[str, str]]:
 
 
 def named_at_the_head(start: str, head: list[str]) -> bool:
-    """Whether the head has the line that a word stands for, and it names a document (the output of a tool needs none)."""
+    """Whether the head has the line that a word stands for, and it names a document (a tool needs none)."""
     lines = [line for line in head if line.startswith(start)]
     return bool(lines) and (start == HEAD["nvidia-smi"] or any(DOCUMENT.search(line) for line in lines))
 
