@@ -72,8 +72,7 @@ class Scenario:
         if self.seed < 0:
             raise InputError("seed", self.seed, "must not be negative")
         check_pools(self.pools, self.link)
-        for spec in self.pools.values():
-            self.price.of(spec.hardware.name)  # told before anything is simulated
+        self._check_prices()
         self._check_network()
         names = class_names(self.workload)
         check_pipeline(self.pipeline, services(self.pools), self.stations, self.hosts, self.links, names)
@@ -94,6 +93,19 @@ class Scenario:
             if getattr(spec.scheduler, "policy", "") == "priority" and len(priorities) < 2:
                 why = "has no effect: all requests of this workload have one priority (workload=two_class has two)"
                 raise InputError(f"pools.{name}.scheduler.policy", "priority", why)
+
+    def _check_prices(self) -> None:
+        """What has no price is told before anything is simulated."""
+        for pool in self.pools.values():
+            self.price.of(pool.hardware.name)
+        for station in self.stations.values():
+            station_dollars(station, self.price)
+        for name, host in self.hosts.items():
+            try:
+                host_dollars(host, self.price)
+            except InputError as error:
+                why = f"{error.why}, or the host's own: hosts.{name}.price, 0 where it comes with the accelerators"
+                raise InputError(error.field, error.value, why, error.choices) from None
 
     def _check_network(self) -> None:
         if not isinstance(self.network, Topology):
