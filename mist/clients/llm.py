@@ -29,8 +29,8 @@ class LLMClient:
     # CPython 3.11 slows the attributes of an object that has more than thirty of them in a dict.
     __slots__ = (
         "_aborting", "_admissions", "_awake", "_decode", "_expected", "_extended", "_fetching", "_landed", "_leap",
-        "_prefilling", "_running", "_stamp", "_step", "busy", "decodes", "failed", "finished", "granted", "kernel",
-        "kv", "leaps", "line", "load", "loading", "name", "power", "preempted", "preemptions", "prefilled",
+        "_prefilling", "_running", "_stamp", "_step", "_uneven", "busy", "decodes", "failed", "finished", "granted",
+        "kernel", "kv", "leaps", "line", "load", "loading", "name", "power", "preempted", "preemptions", "prefilled",
         "scheduler", "steps", "steptimes", "watch",
     )  # fmt: skip
 
@@ -47,6 +47,7 @@ class LLMClient:
     ) -> None:
         self.kernel, self.name = kernel, name
         self.scheduler, self.steptimes, self.kv = scheduler, steptimes, kv
+        self._uneven = getattr(steptimes, "uneven", False)  # the longest sequence of a batch counts
         self.finished, self.prefilled = finished, prefilled
         self.watch: Callable[[LLMClient, float], None] | None = None
         self.line = RankedLine(scheduler.place) if isinstance(scheduler, Ranked) else Line()
@@ -127,7 +128,11 @@ class LLMClient:
         return self.decodes.computed(request) if request.joined >= 0 else request.computed
 
     def step_time(self, chunks: tuple[tuple[int, int], ...]) -> float:
-        return self.steptimes.step_time(StepShape(self.decodes.count, self.decodes.cached, chunks))
+        return self.steptimes.step_time(StepShape(self.decodes.count, self.decodes.cached, chunks, 0, self._longest))
+
+    @property
+    def _longest(self) -> int:
+        return self.decodes.longest if self._uneven else 0
 
     def need(self, request: Request, tokens: int) -> int:
         if request.joined >= 0:
@@ -420,6 +425,7 @@ class LLMClient:
             decodes.count if self._decode else 0,
             decodes.cached if self._decode else 0,
             tuple([(tokens, request.computed) for request, tokens in chunks]),
+            longest=self._longest if self._decode else 0,
         )
         before = self.load
         time = self._step_time(shape) + self.kv.delay()
@@ -526,7 +532,10 @@ class LLMClient:
 
     def _stretch(self) -> Stretch:
         """The steps that the lockstep set can take on end."""
-        return self.steptimes.decode_stretch(self.decodes.count, self.decodes.cached)
+        decodes = self.decodes
+        if self._uneven:
+            return self.steptimes.decode_stretch(decodes.count, decodes.cached, decodes.longest)
+        return self.steptimes.decode_stretch(decodes.count, decodes.cached)
 
     def _cut(self) -> None:
         """End the leap with the step in progress."""

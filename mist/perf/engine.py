@@ -22,12 +22,32 @@ class EngineProfile:
     reserved_blocks: int = 0  # KV blocks of its count that no request gets
     kernels: Literal["vllm", "sglang", "trtllm"] = "vllm"  # whose timed operators stand for its own (perf=measured)
     front_end: Seconds = 0.0  # every request, before it is in line: HTTP, tokenising, hand-over to the engine
+    captured_tokens: int = 0  # of the largest CUDA graph; a step of fewer is padded to the next captured
+    # fused: residual and norm are added by the all-reduce before them, up to a size, where the device has such a kernel
+    allreduce: Literal["apart", "fused"] = "apart"
 
     def __post_init__(self) -> None:
         if not 0 < self.memory_utilization <= 1:
             raise InputError("memory_utilization", self.memory_utilization, "must lie in (0, 1]")
         if self.block_tokens < 1:
             raise InputError("block_tokens", self.block_tokens, "must be at least 1")
-        for field in ("step_overhead", "request_overhead", "mixed_overhead", "reserve", "reserved_blocks", "front_end"):
+        for field in (
+            "step_overhead", "request_overhead", "mixed_overhead", "reserve", "reserved_blocks", "front_end",
+            "captured_tokens",
+        ):  # fmt: skip
             if getattr(self, field) < 0:
                 raise InputError(field, getattr(self, field), "must not be negative")
+
+    def computed(self, tokens: int, copies: int = 1) -> int:
+        """Rows that a step of ``tokens`` computes, spread evenly over ``copies`` of the model, padding included.
+
+        CUDA graphs are captured for 1, 2 and 4 tokens, every multiple of 8 below 256 and every multiple of 16 from
+        there (vLLM compilation config, cudagraph_capture_sizes).
+        """
+        share = -(-tokens // copies)
+        if share > self.captured_tokens:
+            return tokens
+        if share <= 4:
+            return copies * (4 if share == 3 else share)
+        step = 8 if share <= 256 else 16
+        return copies * min(-(-share // step) * step, self.captured_tokens)

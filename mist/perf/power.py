@@ -72,7 +72,7 @@ class Load:
 
     def step(self, shape: StepShape) -> float:
         """Of one step."""
-        decodes, context, chunks, drafted = shape
+        decodes, context, chunks, drafted, _ = shape
         tokens = decodes + drafted
         busy = self._step + (tokens + len(chunks)) * self._row
         for chunk, past in chunks:

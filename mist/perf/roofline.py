@@ -87,7 +87,7 @@ class RooflineSteps:
     def step_time(self, shape: StepShape) -> float:
         if self._dp > 1:
             return self._spread_time(shape)
-        decodes, context, chunks, drafted = shape
+        decodes, context, chunks, drafted, _ = shape
         requests = decodes + len(chunks)
         tokens, time = decodes, 0.0
         for chunk, past in chunks:
@@ -112,11 +112,11 @@ class RooflineSteps:
             tokens, busy = min(ranks)
             ranks.remove((tokens, busy))
             ranks.append((tokens + chunk, busy + self._chunk_attention(chunk, past)))
-        key = shape.tokens, decodes + max(tokens for tokens, _ in ranks)
+        engine, key = self._engine, (shape.tokens, decodes + max(tokens for tokens, _ in ranks))
         linear = self._spread_linear.get(key)
         if linear is None:
-            linear = self._spread_linear[key] = self._count_linear(*key)
-        engine = self._engine
+            rows = engine.computed(key[0], self._dp), engine.computed(key[1])
+            linear = self._spread_linear[key] = self._count_linear(*rows)
         time += max(busy for _, busy in ranks) + linear + self._head[-(-shape.requests // self._dp)]
         return time + engine.step_overhead + (engine.mixed_overhead if shape.chunks else 0.0)
 
@@ -133,7 +133,7 @@ class RooflineSteps:
         analytical = Explained("roofline", self.step_time(shape) - overhead, "analytical")
         return analytical, Explained("engine overheads", overhead, "fitted")
 
-    def decode_stretch(self, decodes: int, context: int) -> Stretch:
+    def decode_stretch(self, decodes: int, context: int, longest: int = 0) -> Stretch:  # noqa: ARG002
         slope, until, cached = 0.0, inf, float(context)
         if self._dp > 1:
             first = self._spread_time(StepShape(decodes, context))
@@ -152,7 +152,8 @@ class RooflineSteps:
 
     def _linear_time(self, tokens: int) -> float:
         """Everything that sees tokens one by one: projections, MLP or experts, norms, collectives."""
-        return self._count_linear(tokens, tokens)
+        rows = self._engine.computed(tokens)
+        return self._count_linear(rows, rows)
 
     def _count_linear(self, tokens: int, local: int) -> float:
         """``tokens`` in the experts, of which ``local`` pass the busiest copy of the rest."""

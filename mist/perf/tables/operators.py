@@ -5,7 +5,7 @@ from typing import NamedTuple
 from mist.model import BYTES_PER_ELEMENT, ModelSpec
 from mist.perf.base import Replica
 from mist.perf.tables.attention import Heads, decode_attention, prompt_attention
-from mist.perf.tables.comm import gathering, reduction
+from mist.perf.tables.comm import fused_reduction, gathering, reduction
 from mist.perf.tables.curve import Curve, line
 from mist.perf.tables.deepep import Exchange, deepep
 from mist.perf.tables.experts import Distribution, experts
@@ -40,6 +40,11 @@ class Layers(NamedTuple):
     prompt: Grid
     decode: Grid
     module: bool = False  # projections included: latent attention timed whole
+
+    @property
+    def uneven(self) -> bool:
+        """Whether the decode kernel waits for its longest sequence."""
+        return self.decode.uneven
 
 
 class Operators(NamedTuple):
@@ -142,17 +147,26 @@ def _elementwise(asked: Asked, module: bool) -> dict[str, Curve]:
     dense, sparse = model.layers - model.sparse_layers, model.sparse_layers
     heads = 0 if module else (model.heads + 2 * model.kv_heads) * model.head_dim / tp
     width = dense * model.intermediate + sparse * model.shared_experts * model.expert_intermediate
-    traffic = ACTIVATION * (model.layers * (8 * model.hidden + 3 * heads) + model.mlp_matrices * width / tp)
-    kernels = model.layers * (2 if module else 4) + dense + (sparse if model.shared_experts else 0) + sparse
-    return {"norms, rotary, activation": line(traffic / bandwidth, kernels * asked.kernel_time)}
+    traffic = ACTIVATION * (model.layers * 3 * heads + model.mlp_matrices * width / tp)
+    kernels = model.layers * (0 if module else 2) + dense + (sparse if model.shared_experts else 0) + sparse
+    return {"rotary, activation": line(traffic / bandwidth, kernels * asked.kernel_time)}
 
 
 def _collectives(system: System, asked: Asked, local: dict[str, Curve], group: dict[str, Curve]) -> None:
+    """All-reduces, the norms after them, and the way to the experts."""
     replica, model = asked.replica, asked.replica.model
+    bandwidth = replica.hardware.memory_bandwidth * asked.bandwidth_efficiency
+    norm = line(4 * ACTIVATION / bandwidth, asked.kernel_time)  # over elements: two are read, two written
+    norms = 2 * model.layers
     spread = model.sparse_layers if replica.dp > 1 else 0  # layers whose experts' results come from other copies
     if replica.tp > 1:
         count = 2 * model.layers - spread
-        local["all-reduce"] = reduction(system, replica, asked.link_efficiency).times(count, model.hidden)
+        summed = reduction(system, replica, asked.link_efficiency)
+        fused = fused_reduction(system, replica, summed, norm) if replica.engine.allreduce == "fused" else None
+        name = "all-reduce" if fused is None else "all-reduce with norm"
+        local[name] = (summed if fused is None else fused).times(count, model.hidden)
+        norms -= count if fused is not None else 0
+    local["norms"] = norm.times(norms, model.hidden)
     if spread:
         if asked.exchange == "gather":
             for op, name in (("all_gather", "dispatch"), ("reduce_scatter", "combine")):

@@ -61,7 +61,7 @@ def digest(asked: Asked) -> str:
         "model": {**asdict(replica.model), "name": "", "parameters": 0, "context": 0},
         "hardware": {**vars(replica.hardware), "peaks": dict(replica.hardware.peaks)},
         "node": asdict(replica.node),
-        "kernels": replica.engine.kernels,
+        "kernels": (replica.engine.kernels, replica.engine.allreduce),
         "layout": (replica.tp, replica.dp, replica.ep),
         "perf": asked[1:],
     }
@@ -94,8 +94,8 @@ def _layers(plain: Any) -> Layers:
 
 
 def _grid(plain: Any) -> Grid:
-    batches, lengths, seconds, longest, source = plain
-    return Grid(tuple(batches), tuple(lengths), tuple(map(tuple, seconds)), tuple(longest), source)
+    batches, lengths, seconds, longest, source, uneven = plain
+    return Grid(tuple(batches), tuple(lengths), tuple(map(tuple, seconds)), tuple(longest), source, uneven)
 
 
 def _save(path: Path, found: Operators) -> None:
