@@ -11,6 +11,7 @@ from math import inf
 from mist.errors import InputError
 from mist.perf.attended import Attention, Chunks
 from mist.perf.base import Explained, Replica, StepShape, Stretch, Table
+from mist.perf.scanned import Scanned
 from mist.perf.tables.curve import total
 from mist.perf.tables.deepep import Exchange
 from mist.perf.tables.experts import Distribution
@@ -70,7 +71,9 @@ class MeasuredSteps:
         self._linear = Table(lambda tokens: self._local[rows(tokens)] + self._group[rows(tokens)])
         self._computed = rows
         self._head = Table(self._head_time)
-        self._kinds = tuple(Attention(layers) for layers in found.attention)
+        self._kinds: tuple[Attention | Scanned, ...] = tuple(Attention(layers) for layers in found.attention)
+        if found.scan is not None:
+            self._kinds = (*self._kinds, Scanned(found.scan))
         self.uneven = any(kind.uneven for kind in self._kinds)  # whether the longest sequence counts
 
     def step_time(self, shape: StepShape) -> float:

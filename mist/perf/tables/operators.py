@@ -13,6 +13,7 @@ from mist.perf.tables.files import System
 from mist.perf.tables.gemm import gemm, quantisation
 from mist.perf.tables.grid import Grid
 from mist.perf.tables.latent import latent_attention
+from mist.perf.tables.linear import Scan, linear_attention
 
 ACTIVATION = 2.0  # bytes per element
 # Engines whose norms and activations scale what they write to FP8 themselves, so that only the output of attention is
@@ -54,6 +55,7 @@ class Operators(NamedTuple):
     group: dict[str, Curve]  # over the tokens of all copies: experts, and the way to them and back
     head: dict[str, Curve]  # over rows of logits
     attention: tuple[Layers, ...]
+    scan: Scan | None = None  # of linear attention
 
 
 def operators(asked: Asked) -> Operators:
@@ -64,25 +66,29 @@ def operators(asked: Asked) -> Operators:
     if not system.name:
         raise system._replace(name=replica.hardware.name).refuse("operator tables")
     attention = _attention(system, replica)
-    local = _projections(system, model, tp, module=attention[0].module)
+    module = bool(attention) and attention[0].module
+    local = _projections(system, model, tp, module=module) | _linear_projections(system, model, tp)
     local |= _dense(system, model, tp) | _shared(system, model, tp)
-    local |= _elementwise(asked, module=attention[0].module)
+    local |= _elementwise(asked, module=module)
     group: dict[str, Curve] = {}
     if model.sparse_layers:
         local["router"] = gemm(system, "bf16", model.experts, model.hidden).times(model.sparse_layers)
         cut = replica.group // replica.ep
         group["experts"] = experts(system, model, cut, replica.ep, asked.distribution).times(model.sparse_layers)
     _collectives(system, asked, local, group)
-    return Operators(local, group, _head(system, asked) if model.kind == "decoder" else {}, attention)
+    head = _head(system, asked) if model.kind == "decoder" else {}
+    bandwidth = replica.hardware.memory_bandwidth * asked.bandwidth_efficiency
+    scan = linear_attention(system, replica, bandwidth, asked.kernel_time) if model.linear_layers else None
+    return Operators(local, group, head, attention, scan)
 
 
 def _attention(system: System, replica: Replica) -> tuple[Layers, ...]:
     model, tp = replica.model, replica.tp
-    if model.kv_latent:
+    if model.kv_latent and model.attention_layers:
         latent = latent_attention(system, model, max(1, model.heads // tp))
-        return (Layers(model.layers, 0, latent.prompt, latent.decode, latent.module),)
+        return (Layers(model.attention_layers, 0, latent.prompt, latent.decode, latent.module),)
     heads = Heads(model.heads // tp, max(1, model.kv_heads // tp), model.head_dim, model.kv_dtype)
-    kinds = [(model.layers - model.window_layers, 0), (model.window_layers, model.window)]
+    kinds = [(model.attention_layers - model.window_layers, 0), (model.window_layers, model.window)]
     return tuple(
         Layers(count, window, prompt_attention(system, heads, window), decode_attention(system, heads, window))
         for count, window in kinds
@@ -91,10 +97,11 @@ def _attention(system: System, replica: Replica) -> tuple[Layers, ...]:
 
 
 def _projections(system: System, model: ModelSpec, tp: int, module: bool) -> dict[str, Curve]:
-    if module:
+    if module or not model.attention_layers:
         return {}
     q, kv = model.heads * model.head_dim // tp, max(1, model.kv_heads // tp) * model.head_dim
-    shapes = {"qkv projection": (q + 2 * kv, model.hidden), "output projection": (model.hidden, q)}
+    gate = q if model.gated_attention else 0
+    shapes = {"qkv projection": (q + gate + 2 * kv, model.hidden), "output projection": (model.hidden, q)}
     if model.kv_latent:
         value = model.value_head_dim or model.head_dim
         queries = model.heads * (model.head_dim + model.rope_head_dim) // tp
@@ -106,7 +113,20 @@ def _projections(system: System, model: ModelSpec, tp: int, module: bool) -> dic
         }
         if model.q_latent:
             shapes["query projection"] = (queries, model.q_latent)
-    return _products(system, model, shapes, model.layers)
+    return _products(system, model, shapes, model.attention_layers)
+
+
+def _linear_projections(system: System, model: ModelSpec, tp: int) -> dict[str, Curve]:
+    """Of linear attention: queries, keys, values and output gate in one, the gates of the state, the output."""
+    if not model.linear_layers:
+        return {}
+    values = model.linear_value_heads * model.linear_value_dim // tp
+    shapes = {
+        "linear attention projection": (model.linear_width // tp + values, model.hidden),
+        "linear attention gates": (2 * model.linear_value_heads // tp, model.hidden),
+        "linear attention output": (model.hidden, values),
+    }
+    return _products(system, model, shapes, model.linear_layers)
 
 
 def _dense(system: System, model: ModelSpec, tp: int) -> dict[str, Curve]:
@@ -147,8 +167,12 @@ def _elementwise(asked: Asked, module: bool) -> dict[str, Curve]:
     dense, sparse = model.layers - model.sparse_layers, model.sparse_layers
     heads = 0 if module else (model.heads + 2 * model.kv_heads) * model.head_dim / tp
     width = dense * model.intermediate + sparse * model.shared_experts * model.expert_intermediate
-    traffic = ACTIVATION * (model.layers * 3 * heads + model.mlp_matrices * width / tp)
-    kernels = model.layers * (0 if module else 2) + dense + (sparse if model.shared_experts else 0) + sparse
+    gated = 3 * model.linear_layers * model.linear_value_heads * model.linear_value_dim / tp  # the norm of its output
+    gated += 3 * model.attention_layers * model.heads * model.head_dim / tp if model.gated_attention else 0
+    traffic = ACTIVATION * (model.attention_layers * 3 * heads + gated + model.mlp_matrices * width / tp)
+    kernels = model.attention_layers * (0 if module else 2) + model.linear_layers + dense
+    kernels += (sparse if model.shared_experts else 0) + sparse
+    kernels += model.attention_layers if model.gated_attention else 0
     return {"rotary, activation": line(traffic / bandwidth, kernels * asked.kernel_time)}
 
 
