@@ -425,7 +425,8 @@ class LLMClient:
             decodes.count if self._decode else 0,
             decodes.cached if self._decode else 0,
             tuple([(tokens, request.computed) for request, tokens in chunks]),
-            longest=self._longest if self._decode else 0,
+            0,
+            decodes.longest if self._uneven and self._decode else 0,
         )
         before = self.load
         time = self._step_time(shape) + self.kv.delay()

@@ -85,8 +85,10 @@ class MeasuredSteps:
         if chunks:
             time += self._engine.mixed_overhead + self._prompts(chunks)
             tokens += sum(chunk for chunk, _ in chunks)
-        if decodes:
-            time += self._verification(decodes, context, drafted) if drafted else self._decoding(*shape[:2], longest)
+        if drafted:
+            time += self._verification(decodes, context, drafted)
+        elif decodes:
+            time += self._decoding(decodes, context, longest)
         rows = decodes + len(chunks)
         if drafted:
             time -= drafted * self._engine.request_overhead
