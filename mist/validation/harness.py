@@ -13,6 +13,7 @@ import pandas as pd
 
 from mist.build import build
 from mist.compose import compose
+from mist.errors import InputError
 from mist.kernel import Kernel
 from mist.metrics import Result
 from mist.network import Link
@@ -169,6 +170,10 @@ class StepLog:
     """
 
     spread: float = 0.0  # share of the mean
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.spread <= 1:
+            raise InputError("spread", self.spread, "must lie in [0, 1]")
 
     def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
         (spec,) = build(Scenario, composed({"slo": "none"}, overrides)).pools.values()
