@@ -22,8 +22,9 @@ class EngineProfile:
     reserved_blocks: int = 0  # KV blocks of its count that no request gets
     kernels: Literal["vllm", "sglang", "trtllm"] = "vllm"  # whose timed operators stand for its own (perf=measured)
     front_end: Seconds = 0.0  # every request, before it is in line: HTTP, tokenising, hand-over to the engine
-    captured_tokens: int = 0  # of the largest CUDA graph; a step of fewer is padded to the next captured
-    # fused: residual and norm are added by the all-reduce before them, up to a size, where the device has such a kernel
+    # of the largest CUDA graph; a step of fewer is padded to the next captured (perf=measured)
+    captured_tokens: int = 0
+    # fused: the all-reduce adds residual and norm, where the device has such a kernel (perf=measured)
     allreduce: Literal["apart", "fused"] = "apart"
 
     def __post_init__(self) -> None:

@@ -114,11 +114,11 @@ class RooflineSteps:
             tokens, busy = min(ranks)
             ranks.remove((tokens, busy))
             ranks.append((tokens + chunk, busy + self._chunk_attention(chunk, past)))
-        engine, key = self._engine, (shape.tokens, decodes + max(tokens for tokens, _ in ranks))
+        key = shape.tokens, decodes + max(tokens for tokens, _ in ranks)
         linear = self._spread_linear.get(key)
         if linear is None:
-            rows = engine.computed(key[0], self._dp), engine.computed(key[1])
-            linear = self._spread_linear[key] = self._count_linear(*rows)
+            linear = self._spread_linear[key] = self._count_linear(*key)
+        engine = self._engine
         time += max(busy for _, busy in ranks) + linear + self._head[-(-shape.requests // self._dp)]
         return time + engine.step_overhead + (engine.mixed_overhead if shape.chunks else 0.0)
 
@@ -154,8 +154,7 @@ class RooflineSteps:
 
     def _linear_time(self, tokens: int) -> float:
         """Everything that sees tokens one by one: projections, MLP or experts, norms, collectives."""
-        rows = self._engine.computed(tokens)
-        return self._count_linear(rows, rows)
+        return self._count_linear(tokens, tokens)
 
     def _count_linear(self, tokens: int, local: int) -> float:
         """``tokens`` in the experts, of which ``local`` pass the busiest copy of the rest."""
