@@ -1,20 +1,23 @@
 """The set of decoding requests, advanced in lockstep."""
 
 from collections.abc import Collection
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from mist.request import Request
+
+SLACK = 64  # entries of members gone that are kept before the rest are sorted anew
 
 
 class Decoding:
     """Requests that each gain one token per step, kept as sums.
 
     A member remembers the step it joined at instead of being updated at every step, so any number of steps
-    costs O(leavers): the total context is a running sum, the leavers a heap keyed by step number, and block
-    growth is periodic in the step number. Its slow twin in the tests updates every member at every step.
+    costs O(leavers): the total context is a running sum, the leavers a heap keyed by step number, the longest
+    context another (from when it is first asked for), and block growth is periodic in the step number. Its slow twin in
+    the tests updates every member at every step.
     """
 
-    __slots__ = ("_due", "_leaving", "_serial", "block_tokens", "cached", "count", "step")
+    __slots__ = ("_begun", "_due", "_leaving", "_serial", "block_tokens", "cached", "count", "step")
 
     def __init__(self, block_tokens: int) -> None:
         self.block_tokens = block_tokens
@@ -25,6 +28,23 @@ class Decoding:
         self._due: list[dict[int, Request]] = [{} for _ in range(block_tokens)]
         self._leaving: list[tuple[int, int, int, Request]] = []  # (last step, admission, serial, member)
         self._serial = 0
+        # (step at which its first token would have been cached, member), once the longest was asked for
+        self._begun: list[tuple[int, int]] | None = None
+
+    @property
+    def longest(self) -> int:
+        """Cached tokens of the member that has most; 0 without members."""
+        if self._begun is None or len(self._begun) > 2 * self.count + SLACK:
+            self._begun = [(r.joined - r.computed, r.id) for due in self._due for r in due.values()]
+            heapify(self._begun)
+        begun = self._begun
+        while begun and not self._is_member(*begun[0]):
+            heappop(begun)
+        return self.step - begun[0][0] if begun else 0
+
+    def _is_member(self, begun: int, name: int) -> bool:
+        member = self._due[begun % self.block_tokens].get(name)
+        return member is not None and member.joined - member.computed == begun
 
     @property
     def blocks_due(self) -> int:
@@ -73,6 +93,8 @@ class Decoding:
         self._due[(self.step - request.computed) % self.block_tokens][request.id] = request
         self.count += 1
         self.cached += request.computed
+        if self._begun is not None:
+            heappush(self._begun, (self.step - request.computed, request.id))
         self._serial += 1
         heappush(self._leaving, (request.leaves, request.admitted, self._serial, request))
 

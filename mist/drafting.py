@@ -36,7 +36,7 @@ class DraftedSteps:
         explain = getattr(self.target, "explain", None)
         return explain(shape) if explain is not None else ()
 
-    def decode_stretch(self, decodes: int, context: int) -> Stretch:
+    def decode_stretch(self, decodes: int, context: int, longest: int = 0) -> Stretch:  # noqa: ARG002
         """One step, as nobody knows how many tokens it yields."""
         return Stretch(1, self.step_time(StepShape(decodes, context, (), decodes * self._tokens)), 0.0)
 

@@ -88,6 +88,7 @@ class Handovers:
         *,
         bytes_per_token: float,
         layers: int,
+        state_bytes: float = 0.0,
         route: Callable[[Request, int | None, Callable[[], None]], tuple[int, LLMClient] | None],
         landed: Callable[[Request, int], None],
         fetched: Callable[[int], None],
@@ -95,6 +96,7 @@ class Handovers:
     ) -> None:
         self.kernel, self.spec, self.between = kernel, spec, between
         self.bytes_per_token, self.layers = bytes_per_token, layers
+        self.state_bytes = state_bytes  # of linear attention: there when the prompt is
         self.route, self.landed, self.fetched, self.withdrawn = route, landed, fetched, withdrawn
         self.moves: dict[int, Move] = {}
         self._preemptions: dict[LLMClient, int] = {}  # seen of each prefill client
@@ -129,7 +131,7 @@ class Handovers:
         if move is None:
             move = self._begin(request, client)
         move.held = client.kv.detach(request)
-        self._produce(move, request.computed * self.bytes_per_token)
+        self._produce(move, request.computed * self.bytes_per_token + self.state_bytes)
         self._land_if_there(move)
 
     def _begin(self, request: Request, client: LLMClient) -> Move:

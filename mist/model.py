@@ -18,7 +18,7 @@ BYTES_PER_ELEMENT: dict[str, float] = {
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A decoder (or encoder) of identical layers: dense or mixture-of-experts, GQA or MLA attention.
+    """A decoder (or encoder): dense or mixture-of-experts, GQA or MLA attention, in all layers or some.
 
     Field names follow the Hugging Face ``config.json`` where it has one: ``hidden`` is ``hidden_size``,
     ``heads`` ``num_attention_heads``, ``kv_heads`` ``num_key_value_heads``, ``intermediate``
@@ -57,10 +57,19 @@ class ModelSpec:
     # sliding window
     window: int = 0  # tokens a windowed layer attends to; 0 is full attention everywhere
     window_layers: int = 0  # layers with that window
+    gated_attention: bool = False  # attn_output_gate: every query is projected with a gate of its size
+    # linear attention (gated DeltaNet, arXiv:2412.06464): a state of constant size in place of a cache
+    linear_layers: int = 0  # layers with it
+    linear_key_heads: int = 0  # linear_num_key_heads
+    linear_value_heads: int = 0  # linear_num_value_heads; each has a state of key size x value size
+    linear_key_dim: int = 0  # linear_key_head_dim
+    linear_value_dim: int = 0  # linear_value_head_dim
+    linear_convolution: int = 0  # linear_conv_kernel_dim: tokens that the convolution before it sees
     # bytes
     weight_dtype: Dtype = "bf16"
     expert_dtype: Dtype | None = None  # routed experts, where stored narrower than the rest; None is weight_dtype
     kv_dtype: Dtype = "bf16"
+    state_dtype: Dtype = "fp32"  # of linear attention
 
     def __post_init__(self) -> None:
         for field in ("layers", "hidden", "heads", "kv_heads", "head_dim", "vocabulary", "context"):
@@ -74,6 +83,25 @@ class ModelSpec:
             raise InputError("experts", self.experts, "needs experts_per_token and expert_intermediate too")
         if self.window_layers > self.layers or self.dense_layers > self.layers:
             raise InputError("layers", self.layers, "fewer than its windowed or dense layers")
+        self._check_linear()
+
+    def _check_linear(self) -> None:
+        if self.linear_layers + self.window_layers > self.layers:
+            raise InputError(
+                "linear_layers", self.linear_layers, f"more than the {self.layers} layers, with the windowed"
+            )
+        shape = ("linear_key_heads", "linear_value_heads", "linear_key_dim", "linear_value_dim", "linear_convolution")
+        for field in shape:
+            if getattr(self, field) < bool(self.linear_layers):
+                raise InputError(field, getattr(self, field), "must be at least 1 with linear_layers")
+        if self.linear_layers and self.linear_value_heads % self.linear_key_heads:
+            why = f"must divide the {self.linear_value_heads} value heads"
+            raise InputError("linear_key_heads", self.linear_key_heads, why)
+
+    @property
+    def attention_layers(self) -> int:
+        """Layers that cache keys and values."""
+        return self.layers - self.linear_layers
 
     @property
     def sparse_layers(self) -> int:
@@ -85,17 +113,35 @@ class ModelSpec:
 
     @property
     def attention_parameters(self) -> float:
-        """Weights of one layer's projections."""
+        """Weights of one attention layer's projections."""
         if not self.kv_latent:
             q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
             bias = q + 2 * kv if self.attention_bias else 0
-            return float(self.hidden * (q + 2 * kv) + q * self.hidden + bias)
+            gate = q if self.gated_attention else 0
+            return float(self.hidden * (q + gate + 2 * kv) + q * self.hidden + bias)
         value = self.value_head_dim or self.head_dim
         query_width = self.heads * (self.head_dim + self.rope_head_dim)
         queries = (self.hidden + query_width) * self.q_latent if self.q_latent else self.hidden * query_width
         latent = self.hidden * (self.kv_latent + self.rope_head_dim)
         expand = self.kv_latent * self.heads * (self.head_dim + value)
         return float(queries + latent + expand + self.heads * value * self.hidden)
+
+    @property
+    def linear_width(self) -> int:
+        """Queries, keys and values of one token in a linear-attention layer: what is convolved."""
+        return 2 * self.linear_key_heads * self.linear_key_dim + self.linear_value_heads * self.linear_value_dim
+
+    @property
+    def linear_parameters(self) -> float:
+        """Weights of one linear-attention layer: projections, output gate, two gates a value head, convolution."""
+        values = self.linear_value_heads * self.linear_value_dim
+        projected = self.linear_width + values + 2 * self.linear_value_heads
+        return float(self.hidden * (projected + values) + self.linear_convolution * self.linear_width)
+
+    @property
+    def mixer_parameters(self) -> float:
+        """Weights of all layers before their MLPs: attention of either kind."""
+        return self.attention_layers * self.attention_parameters + self.linear_layers * self.linear_parameters
 
     @property
     def expert_parameters(self) -> float:
@@ -129,7 +175,7 @@ class ModelSpec:
         sparse = self.sparse_layers
         beside_routed = self.shared_experts * self.expert_parameters + self.hidden * self.experts
         return (
-            self.layers * self.attention_parameters
+            self.mixer_parameters
             + (self.layers - sparse) * self.dense_mlp_parameters
             + sparse * beside_routed
             + self.routed_parameters
@@ -150,5 +196,17 @@ class ModelSpec:
 
     @property
     def kv_bytes_per_token(self) -> float:
-        """KV cache of one token over all layers, on all devices together."""
-        return self.layers * self.kv_bytes_per_token_per_layer
+        """KV cache of one token over all layers that have one, on all devices together."""
+        return self.attention_layers * self.kv_bytes_per_token_per_layer
+
+    @property
+    def state_bytes_per_layer(self) -> float:
+        """What a linear-attention layer keeps of one sequence: its state, and the tokens that the convolution sees."""
+        state = self.linear_value_heads * self.linear_key_dim * self.linear_value_dim
+        seen = max(self.linear_convolution - 1, 0) * self.linear_width
+        return state * BYTES_PER_ELEMENT[self.state_dtype] + seen * 2.0
+
+    @property
+    def state_bytes(self) -> float:
+        """State of one sequence over all linear-attention layers, on all devices together."""
+        return self.linear_layers * self.state_bytes_per_layer

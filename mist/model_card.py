@@ -14,13 +14,16 @@ Card = Mapping[str, Any]
 # transformers' class names, without their endings; what each adds to the shape all of them share
 _DECODERS = (
     "Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3", "Qwen3Moe", "GptOss", "DeepseekV2", "DeepseekV3", "Gemma2",
-    "Gemma3", "Phi3",
+    "Gemma3", "Phi3", "Qwen3Next", "Qwen3_5", "Qwen3_5Moe",
 )  # fmt: skip
 _ENCODERS = ("Bert", "XLMRoberta")
 _DECODER_HEADS = ("ForCausalLM", "ForConditionalGeneration")  # all others have no language head
 _HEADS = (*_DECODER_HEADS, "ForSequenceClassification", "ForMaskedLM", "ForTokenClassification", "Model")
 _BIASED = ("Qwen2", "GptOss")  # their classes add biases to the projections, whatever the card says
+_HYBRID = ("Qwen3Next", "Qwen3_5", "Qwen3_5Moe")  # gated DeltaNet in most layers, gated attention in the others
 _TIED = ("Gemma2", "Gemma3")  # unless the card says otherwise
+_SPARSE_ONLY = "moe_intermediate_size"  # where every MLP is of experts
+_STATES = {"float32": "fp32", "bfloat16": "bf16"}  # of linear attention
 _DEFAULTS: dict[str, Card] = {  # what a card may leave to its class: transformers, Gemma3TextConfig
     "Gemma3": {
         "vocab_size": 262208,
@@ -47,6 +50,7 @@ def read(path: str | Path) -> dict[str, Any]:
     card = {**_DEFAULTS.get(architecture.family, {}), **card}
     fields = _shape(card, architecture.family, str(path)) | _attention(card, architecture.family, str(path))
     fields |= _experts(card, architecture.family, str(path)) | _dtypes(card)
+    fields |= _linear(card, str(path)) if architecture.family in _HYBRID else {}
     if architecture.encoder:
         fields["kind"] = "encoder"
     fields["name"] = (file.resolve().parent.name if file.name == "config.json" else file.stem).lower()
@@ -101,7 +105,7 @@ def _shape(card: Card, family: str, path: str) -> dict[str, Any]:
         "layers": _need(card, "num_hidden_layers", path),
         "hidden": _need(card, "hidden_size", path),
         "heads": _need(card, "num_attention_heads", path),
-        "intermediate": _need(card, "intermediate_size", path),
+        "intermediate": _need(card, "intermediate_size" if "intermediate_size" in card else _SPARSE_ONLY, path),
         "vocabulary": _need(card, "vocab_size", path),
         "context": context,
         "tied_embeddings": bool(tied) and not encoder,
@@ -128,6 +132,28 @@ def _attention(card: Card, family: str, path: str) -> dict[str, Any]:
             "q_latent": card.get("q_lora_rank") or 0,
         }
     return fields | _window(card, family, path)
+
+
+def _linear(card: Card, path: str) -> dict[str, Any]:
+    """Which layers keep a state: as ``layer_types`` lists them, else all but every ``full_attention_interval``-th."""
+    layers, types = _need(card, "num_hidden_layers", path), card.get("layer_types")
+    if isinstance(types, list):
+        linear = sum(kind == "linear_attention" for kind in types)
+    else:
+        linear = layers - layers // _need(card, "full_attention_interval", path)
+    state = card.get("mamba_ssm_dtype", "float32")
+    if state not in _STATES:
+        raise InputError("model", path, f"its mamba_ssm_dtype, {state}, is not known", list(_STATES))
+    return {
+        "linear_layers": linear,
+        "linear_key_heads": _need(card, "linear_num_key_heads", path),
+        "linear_value_heads": _need(card, "linear_num_value_heads", path),
+        "linear_key_dim": _need(card, "linear_key_head_dim", path),
+        "linear_value_dim": _need(card, "linear_value_head_dim", path),
+        "linear_convolution": _need(card, "linear_conv_kernel_dim", path),
+        "gated_attention": bool(card.get("attn_output_gate", True)),
+        "state_dtype": _STATES[state],
+    }
 
 
 def _window(card: Card, family: str, path: str) -> dict[str, Any]:
@@ -161,11 +187,13 @@ def _experts(card: Card, family: str, path: str) -> dict[str, Any]:
             "experts_per_token": _need(card, "num_experts_per_tok", path),
             "expert_intermediate": width,
         }
-    if family == "Qwen3Moe":
+    if family in ("Qwen3Moe", "Qwen3Next", "Qwen3_5Moe"):
+        width = _need(card, "moe_intermediate_size", path)
         return {
             "experts": _need(card, "num_experts", path),
             "experts_per_token": _need(card, "num_experts_per_tok", path),
-            "expert_intermediate": _need(card, "moe_intermediate_size", path),
+            "expert_intermediate": width,
+            "shared_experts": (card.get("shared_expert_intermediate_size") or 0) // max(width, 1),
             "dense_layers": len(card.get("mlp_only_layers") or ()),
         }
     if family.startswith("Deepseek"):

@@ -94,6 +94,7 @@ class PoolSpec:
             raise InputError("pp", self.pp, "preemption by swap is not modelled for pipelines", ["1"])
         if self.preemption == "swap" and (self.dp > 1 or self.speculation.tokens):
             raise InputError("preemption", "swap", "is not modelled with dp > 1 or with speculation", ["recompute"])
+        self._check_states()
         self._check_tiers()
         check_layout(self.replica)
         if self.speculation.tokens:
@@ -106,6 +107,17 @@ class PoolSpec:
         check_speculation(self.speculation, self.replica, self.scheduler, self.role != "prefill")
         check_profile(self.perf, self.replica, self.speculation.name if self.speculation.tokens else "")
         self.steptimes()  # what a perf model lacks for them is an error of the input, told before anything runs
+
+    def _check_states(self) -> None:
+        if not self.model.linear_layers:
+            return
+        why = f"is not modelled for the states of {self.model.name}'s linear attention"
+        if self.prefix_caching:
+            raise InputError("prefix_caching", "true", why, ["false"])
+        if self.preemption == "swap":
+            raise InputError("preemption", "swap", why, ["recompute"])
+        if not isinstance(self.tiers, NoTiers):
+            raise InputError("tiers", "(some)", why, ["none"])
 
     def _check_tiers(self) -> None:
         if isinstance(self.tiers, NoTiers):

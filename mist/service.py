@@ -117,6 +117,7 @@ class Service:
             self._between,
             bytes_per_token=sum(part.kv_bytes_per_token for part in sent),
             layers=sum(part.layers for part in sent),
+            state_bytes=sum(part.state_bytes for part in sent),
             route=self._to_decode,
             landed=self._landed,
             fetched=self._entry.settle,

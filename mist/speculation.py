@@ -162,7 +162,7 @@ class Head(Drafts):
         return "head of 1 layer" if self.layers == 1 else f"head of {self.layers} layers"
 
     def drafter(self, target: ModelSpec) -> ModelSpec | None:
-        layers: dict[str, Any] = {"layers": self.layers, "dense_layers": 0, "window_layers": 0}
+        layers: dict[str, Any] = {"layers": self.layers, "dense_layers": 0, "window_layers": 0, "linear_layers": 0}
         head: ModelSpec = replace(target, name=f"{target.name}'s drafting head", positions=0, **layers)
         return head
 

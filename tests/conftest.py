@@ -84,11 +84,15 @@ class Unleapt:
     def of(self, replica: Replica) -> "Unleapt":
         return Unleapt(self.inner.of(replica))
 
+    @property
+    def uneven(self) -> bool:
+        return getattr(self.inner, "uneven", False)
+
     def step_time(self, shape: StepShape) -> float:
         return self.inner.step_time(shape)
 
-    def decode_stretch(self, decodes: int, context: int) -> Stretch:
-        return Stretch(1, self.inner.step_time(StepShape(decodes, context)), 0.0)
+    def decode_stretch(self, decodes: int, context: int, longest: int = 0) -> Stretch:
+        return Stretch(1, self.inner.step_time(StepShape(decodes, context, longest=longest)), 0.0)
 
 
 class OneByOne:
@@ -106,6 +110,10 @@ class OneByOne:
     @property
     def cached(self) -> int:
         return sum(request.computed for request in self.members)
+
+    @property
+    def longest(self) -> int:
+        return max((request.computed for request in self.members), default=0)
 
     @property
     def blocks_due(self) -> int:

@@ -50,7 +50,10 @@ class LeapingClient(LLMClient):
 
     def _stretch(self) -> Stretch:
         """The steps that the lockstep set can take on end."""
-        return self.steptimes.decode_stretch(self.decodes.count, self.decodes.cached)
+        decodes = self.decodes
+        if self._uneven:
+            return self.steptimes.decode_stretch(decodes.count, decodes.cached, decodes.longest)
+        return self.steptimes.decode_stretch(decodes.count, decodes.cached)
 
     def wake(self) -> None:
         """Look for work; a leap is cut short for it."""

@@ -208,6 +208,8 @@ class LLMClient(Seats):
             decodes.count if self._decode else 0,
             decodes.cached if self._decode else 0,
             tuple([(tokens, request.computed) for request, tokens in chunks]),
+            0,
+            decodes.longest if self._uneven and self._decode else 0,
         )
         before = self.load
         time = self._step_time(shape) + self.kv.delay()

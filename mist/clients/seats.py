@@ -24,8 +24,8 @@ class Seats:
 
     # CPython 3.11 slows the attributes of an object that has more than thirty of them in a dict.
     __slots__ = (
-        "_admissions", "_decode", "_prefilling", "_running", "decodes", "finished", "granted", "kernel", "kv", "line",
-        "loading", "name", "preempted", "preemptions", "prefilled", "scheduler", "steptimes",
+        "_admissions", "_decode", "_prefilling", "_running", "_uneven", "decodes", "finished", "granted", "kernel",
+        "kv", "line", "loading", "name", "preempted", "preemptions", "prefilled", "scheduler", "steptimes",
     )  # fmt: skip
 
     def __init__(
@@ -41,6 +41,7 @@ class Seats:
     ) -> None:
         self.kernel, self.name = kernel, name
         self.scheduler, self.steptimes, self.kv = scheduler, steptimes, kv
+        self._uneven = getattr(steptimes, "uneven", False)  # the longest sequence of a batch counts
         self.finished, self.prefilled = finished, prefilled
         self.line = RankedLine(scheduler.place) if isinstance(scheduler, Ranked) else Line()
         self.decodes = Decoding(kv.block_tokens)
@@ -105,7 +106,9 @@ class Seats:
         return self.decodes.computed(request) if request.joined >= 0 else request.computed
 
     def step_time(self, chunks: tuple[tuple[int, int], ...]) -> float:
-        return self.steptimes.step_time(StepShape(self.decodes.count, self.decodes.cached, chunks))
+        decodes = self.decodes
+        longest = decodes.longest if self._uneven else 0
+        return self.steptimes.step_time(StepShape(decodes.count, decodes.cached, chunks, 0, longest))
 
     def need(self, request: Request, tokens: int) -> int:
         if request.joined >= 0:

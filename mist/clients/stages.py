@@ -106,6 +106,6 @@ class Stages:
         self.passages.clear()
         self.shapes.clear()
 
-    def decode_stretch(self, decodes: int, context: int) -> Stretch:
+    def decode_stretch(self, decodes: int, context: int, longest: int = 0) -> Stretch:  # noqa: ARG002
         """One step: the next waits for what other lanes send in meanwhile."""
         return Stretch(1, self.step_time(StepShape(decodes, context)), 0.0)

@@ -17,19 +17,25 @@ class Attention:
         self._layers, self._count, self._window = layers, layers.layers, layers.window
         self._lengths, self._prompt_lengths = layers.decode.lengths, layers.prompt.lengths
         self._last = len(self._lengths) - 2  # interval
+        self.uneven = layers.uneven
         self._rows: dict[int, tuple[float, ...]] = {}
         self._prompt_rows: dict[int, tuple[float, ...]] = {}
         self._whole: dict[int, float] = {}  # s, of prompts alone by their tokens
         longest = layers.prompt.lengths[-2]
         self._pair = layers.prompt.row(1)[-2] / self._pairs(int(longest), 0)  # s per query-key pair at full speed
 
-    def decode(self, decodes: int, context: float) -> float:
-        """One token of each of ``decodes`` sequences, which hold ``context`` tokens together."""
-        return self.stretch(decodes, context)[0]
+    def decode(self, decodes: int, context: float, longest: int = 0) -> float:
+        """One token of each of ``decodes`` sequences, which hold ``context`` tokens together.
 
-    def stretch(self, decodes: int, context: float) -> tuple[float, float, float]:
+        A kernel that splits every cache into as many parts is done when the ``longest`` (0: not known) is.
+        """
+        return self.stretch(decodes, context, longest)[0]
+
+    def stretch(self, decodes: int, context: float, longest: int = 0) -> tuple[float, float, float]:
         """``decode``, seconds that each further step adds, and the steps for which it is that many."""
         row, lengths = self._rows.get(decodes) or self._row(decodes), self._lengths
+        if longest and self.uneven:
+            context = decodes * longest
         tokens = context + decodes
         seen = tokens / decodes
         at = bisect_right(lengths, seen) - 1
@@ -65,18 +71,19 @@ class Attention:
         pairs = decodes * width * (min(seen, self._window) if self._window else seen - width / 2)
         return max(reading, self._count * pairs * self._pair)
 
-    def explain(self, decodes: int, context: float, chunks: Chunks, drafted: int) -> Iterator[Explained]:
+    def explain(self, decodes: int, context: float, chunks: Chunks, drafted: int, longest: int) -> Iterator[Explained]:
         """The parts of a step, and how they are known."""
         name = f"window {self._window} " if self._window else ""
         if chunks:
-            longest = max(chunk + past for chunk, past in chunks)
-            source = self._layers.prompt.source_at(len(chunks), longest)
+            whole = max(chunk + past for chunk, past in chunks)
+            source = self._layers.prompt.source_at(len(chunks), whole)
             if any(past for _, past in chunks) and source == "measured":
                 source = "interpolated"
             yield Explained(f"{name}prompt attention", self.prompts(chunks), source)
         if decodes:
-            time = self.verification(decodes, context, drafted) if drafted else self.decode(decodes, context)
-            source = self._layers.decode.source_at(decodes, (context + decodes) / decodes)
+            time = self.verification(decodes, context, drafted) if drafted else self.decode(decodes, context, longest)
+            seen = longest if longest and self.uneven else context / decodes
+            source = self._layers.decode.source_at(decodes, seen + 1)
             yield Explained(f"{name}decode attention", time, "extrapolated" if drafted else source)
 
     def _lone(self, chunk: int, past: int) -> float:

@@ -16,6 +16,7 @@ class StepShape(NamedTuple):
     context: int  # KV tokens those sequences read, together
     chunks: tuple[tuple[int, int], ...] = ()  # (tokens, tokens cached before them) of each prompt chunk
     drafted: int = 0  # further tokens those sequences compute to verify drafts, together
+    longest: int = 0  # KV tokens of the one of them that has most; 0: not known, taken for the mean
 
     @property
     def tokens(self) -> int:
@@ -97,8 +98,11 @@ class StepModel(Protocol):
     def step_time(self, shape: StepShape) -> float:
         """Seconds of one step."""
 
-    def decode_stretch(self, decodes: int, context: int) -> Stretch:
-        """The decode-only steps from here while step time stays linear in the step's number."""
+    def decode_stretch(self, decodes: int, context: int, longest: int = 0) -> Stretch:
+        """The decode-only steps from here while step time stays linear in the step's number.
+
+        ``longest`` as in StepShape; given to models that say so (``uneven``).
+        """
 
 
 class PerfModel(Protocol):

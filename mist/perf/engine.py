@@ -8,6 +8,7 @@ from mist.units import Bytes, Seconds
 
 NOT_NEGATIVE = (
     "step_overhead", "request_overhead", "mixed_overhead", "launch_time", "reserve", "reserved_blocks", "front_end",
+    "captured_tokens",
 )  # fmt: skip
 
 
@@ -28,6 +29,10 @@ class EngineProfile:
     kernel_factor: float = 1.0  # time of its own kernels over the timed ones (perf=measured)
     launch_time: Seconds = 0.0  # the host's for a layer's kernels, one by one beside the device; 0 replays a CUDA graph
     front_end: Seconds = 0.0  # every request, before it is in line: HTTP, tokenising, hand-over to the engine
+    # of the largest CUDA graph; a step of fewer is padded to the next captured (perf=measured)
+    captured_tokens: int = 0
+    # fused: the all-reduce adds residual and norm, where the device has such a kernel (perf=measured)
+    allreduce: Literal["apart", "fused"] = "apart"
 
     def __post_init__(self) -> None:
         if not 0 < self.memory_utilization <= 1:
@@ -39,3 +44,17 @@ class EngineProfile:
         for field in NOT_NEGATIVE:
             if getattr(self, field) < 0:
                 raise InputError(field, getattr(self, field), "must not be negative")
+
+    def computed(self, tokens: int, copies: int = 1) -> int:
+        """Rows that a step of ``tokens`` computes, spread evenly over ``copies`` of the model, padding included.
+
+        CUDA graphs are captured for 1, 2 and 4 tokens, every multiple of 8 below 256 and every multiple of 16 from
+        there (vLLM compilation config, cudagraph_capture_sizes).
+        """
+        share = -(-tokens // copies)
+        if share > self.captured_tokens:
+            return tokens
+        if share <= 4:
+            return copies * (4 if share == 3 else share)
+        step = 8 if share <= 256 else 16
+        return copies * min(-(-share // step) * step, self.captured_tokens)

@@ -1,6 +1,7 @@
 """What fits a replica's memory: weights, activations, and the KV blocks in what is left."""
 
 from math import floor
+from sys import maxsize
 
 from mist.errors import ImpossibleLayout, Infeasible
 from mist.model import BYTES_PER_ELEMENT, ModelSpec
@@ -23,6 +24,7 @@ def _check_tp(replica: Replica) -> None:
         for n in range(1, (model.heads if way_out else domain) + 1)
         if model.heads % n == 0
         and (model.kv_heads % n == 0 or n % model.kv_heads == 0)
+        and model.linear_key_heads % n == 0
         and (n <= domain or n % domain == 0)
     ]
     if str(tp) in possible:
@@ -84,7 +86,8 @@ def kv_blocks(
 
     ``tokens`` is the largest step, ``requests`` the largest batch, of all ``dp`` copies together. Capacity is
     memory x utilisation, less weights, the activation peak of the largest step (residual, one MLP intermediate
-    and float32 logits are alive together) and the engine's reserve, as vLLM computes it from a profiling run;
+    and float32 logits are alive together), a state for every request where there is linear attention (as SGLang sets
+    it aside; vLLM takes it out of the blocks) and the engine's reserve, as vLLM computes it from a profiling run;
     of several pipeline stages the tightest decides. ``drafter``, for speculation, caches the same tokens and adds
     ``beside`` bytes of weights, shared by ``tp`` devices.
     """
@@ -101,17 +104,19 @@ def kv_blocks(
     width = max(model.intermediate, model.experts_per_token * model.expert_intermediate)
     activations = tokens * (4 * model.hidden + 2 * width / tp) * 2.0 + requests * model.vocabulary / tp * 4.0
     usable = hardware.memory * engine.memory_utilization
-    left = usable - weights - activations - engine.reserve
+    states = requests * model.state_bytes / tp
+    left = usable - weights - activations - states - engine.reserve
     block = block_bytes(replica)
     if drafter is not None:
         shards = 1 if drafter.kv_latent else min(tp, drafter.kv_heads)
         block += engine.block_tokens * drafter.kv_bytes_per_token / shards
-    blocks = int(left // block)
+    blocks = int(left // block) if block else maxsize  # a pipeline stage of linear attention only
     if blocks <= engine.reserved_blocks:
         raise Infeasible(
             f"{model.name} leaves no memory for KV cache: of {usable / 1e9:.1f} GB usable on each of {replica.group} x "
             f"{hardware.name}, weights take {weights / 1e9:.1f}, activations {activations / 1e9:.1f} "
-            f"and the engine {engine.reserve / 1e9:.1f}"
+            + (f", {requests} states of linear attention {states / 1e9:.1f} " if states else "")
+            + f"and the engine {engine.reserve / 1e9:.1f}"
         )
     return blocks * dp
 

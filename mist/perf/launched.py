@@ -30,15 +30,16 @@ class LaunchedSteps:
     def __init__(self, device: StepModel, replica: Replica, factor: float) -> None:
         self._device, self._engine, self._dp, self._factor = device, replica.engine, replica.dp, factor
         self._host = replica.model.layers * replica.engine.launch_time / replica.node.host_speed
+        self.uneven = getattr(device, "uneven", False)
 
     def step_time(self, shape: StepShape) -> float:
         mixed = self._engine.mixed_overhead if shape.chunks else 0.0
         device = self._factor * self._device.step_time(shape)
         return self._outside(shape.requests) + (max(self._host + mixed, device) if self._host else mixed + device)
 
-    def decode_stretch(self, decodes: int, context: int) -> Stretch:
+    def decode_stretch(self, decodes: int, context: int, longest: int = 0) -> Stretch:
         """Level as long as the host is slower; the crossing ends a stretch."""
-        steps, first, slope = self._device.decode_stretch(decodes, context)
+        steps, first, slope = self._device.decode_stretch(decodes, context, longest)
         first, slope, outside = self._factor * first, self._factor * slope, self._outside(decodes)
         if first > self._host:
             return Stretch(steps, outside + first, slope)

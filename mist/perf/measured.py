@@ -12,6 +12,7 @@ from mist.errors import InputError
 from mist.perf.attended import Attention, Chunks
 from mist.perf.base import Explained, Replica, StepModel, StepShape, Stretch, Table
 from mist.perf.launched import launched
+from mist.perf.scanned import Scanned
 from mist.perf.tables.curve import total
 from mist.perf.tables.deepep import Exchange
 from mist.perf.tables.experts import Distribution
@@ -70,12 +71,17 @@ class MeasuredSteps:
         self._found, self._engine, self._dp = found, replica.engine, replica.dp
         self._local = Table(total(list(found.local.values())).__call__)
         self._group = Table(total(list(found.group.values())).__call__)
-        self._linear = Table(lambda tokens: self._local[tokens] + self._group[tokens])
+        rows = replica.engine.computed
+        self._linear = Table(lambda tokens: self._local[rows(tokens)] + self._group[rows(tokens)])
+        self._computed = rows
         self._head = Table(self._head_time)
-        self._kinds = tuple(Attention(layers) for layers in found.attention)
+        self._kinds: tuple[Attention | Scanned, ...] = tuple(Attention(layers) for layers in found.attention)
+        if found.scan is not None:
+            self._kinds = (*self._kinds, Scanned(found.scan))
+        self.uneven = any(kind.uneven for kind in self._kinds)  # whether the longest sequence counts
 
     def step_time(self, shape: StepShape) -> float:
-        decodes, context, chunks, drafted = shape
+        decodes, context, chunks, drafted, longest = shape
         if self._dp > 1:
             return self._spread_time(shape)
         time = self._engine.step_overhead
@@ -83,8 +89,10 @@ class MeasuredSteps:
         if chunks:
             time += self._engine.mixed_overhead + self._prompts(chunks)
             tokens += sum(chunk for chunk, _ in chunks)
-        if decodes:
-            time += self._verification(decodes, context, drafted) if drafted else self._decoding(decodes, context)
+        if drafted:
+            time += self._verification(decodes, context, drafted)
+        elif decodes:
+            time += self._decoding(decodes, context, longest)
         rows = decodes + len(chunks)
         if drafted:
             time -= drafted * self._engine.request_overhead
@@ -96,9 +104,13 @@ class MeasuredSteps:
         prompts, busiest = self._fullest(shape.chunks)
         time = self._engine.step_overhead + self._prompts(busiest)
         time += self._engine.mixed_overhead if shape.chunks else 0.0
-        time += self._decoding(decodes, context) if decodes else 0.0
-        time += self._local[decodes + prompts] + self._group[shape.tokens]
+        time += self._decoding(decodes, context, shape.longest) if decodes else 0.0
+        time += self._spread(decodes + prompts, shape.tokens)
         return time + self._head[-(-shape.requests // self._dp)]
+
+    def _spread(self, most: int, tokens: int) -> float:
+        """Copies of attention, ``most`` tokens in the fullest, and the experts of all their ``tokens``."""
+        return self._local[self._computed(most)] + self._group[self._computed(tokens, self._dp)]
 
     def _fullest(self, chunks: Chunks) -> tuple[int, Chunks]:
         """Most prompt tokens of a copy, and the chunks of the copy whose attention takes longest."""
@@ -115,13 +127,13 @@ class MeasuredSteps:
         share = -(-decodes // self._dp)
         return share, context * share / max(decodes, 1)
 
-    def decode_stretch(self, decodes: int, context: int) -> Stretch:
+    def decode_stretch(self, decodes: int, context: int, longest: int = 0) -> Stretch:
         share, cached = self._share(decodes, context) if self._dp > 1 else (decodes, float(context))
-        linear = self._linear[decodes] if share == decodes else self._local[share] + self._group[decodes]
+        linear = self._spread(share, decodes) if self._dp > 1 else self._linear[decodes]
         first = self._engine.step_overhead + linear + self._head[share]
         slope, steps = 0.0, inf
         for kind in self._kinds:
-            time, own, left = kind.stretch(share, cached)
+            time, own, left = kind.stretch(share, cached, longest)
             first, slope = first + time, slope + own
             steps = min(steps, left)
         return Stretch(steps, first, slope)
@@ -135,14 +147,14 @@ class MeasuredSteps:
         parts = [
             Explained(name, curve(count), curve.source_at(count))
             for curves, count in (
-                (self._found.local, tokens),
-                (self._found.group, shape.tokens),
+                (self._found.local, self._computed(tokens)),
+                (self._found.group, self._computed(shape.tokens, self._dp)),
                 (self._found.head, rows),
             )
             for name, curve in curves.items()
         ]
         for kind in self._kinds:
-            parts.extend(kind.explain(decodes, context, prompts, shape.drafted))
+            parts.extend(kind.explain(decodes, context, prompts, shape.drafted, shape.longest))
         whole = self.step_time(shape)
         named = sum(part.seconds for part in parts)
         return (*parts, Explained("engine overheads", whole - named, "fitted"))
@@ -158,10 +170,10 @@ class MeasuredSteps:
                 time += kind.prompts(chunks)
         return time
 
-    def _decoding(self, decodes: int, context: float) -> float:
+    def _decoding(self, decodes: int, context: float, longest: int) -> float:
         time = 0.0
         for kind in self._kinds:
-            time += kind.decode(decodes, context)
+            time += kind.decode(decodes, context, longest)
         return time
 
     def _verification(self, decodes: int, context: float, drafted: int) -> float:

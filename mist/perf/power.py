@@ -56,7 +56,7 @@ class Load:
         head = model.embedding_parameters / replica.tp if model.kind == "decoder" else 0.0
         layer_bytes = BYTES_PER_ELEMENT[model.weight_dtype]
         head_peak = hardware.peak(model.weight_dtype if layer_bytes >= 2 else "bf16") * matmul
-        self._row = 2 * head / replica.dp / head_peak
+        self._row = 2 * head / replica.dp / head_peak + 2 * model.state_bytes / replica.group * self._byte
         self._step = head * max(layer_bytes, 2.0) * self._byte
         width = 2 * model.kv_heads * model.head_dim
         scored = model.heads * 2 * model.head_dim
@@ -66,13 +66,13 @@ class Load:
         group, peak = replica.group, hardware.peak("bf16") * matmul
         pair = 2 * scored / group / peak
         cached = width * BYTES_PER_ELEMENT[model.kv_dtype] / group * self._byte
-        layers = [(model.layers - model.window_layers, 0), (model.window_layers, model.window)]
+        layers = [(model.attention_layers - model.window_layers, 0), (model.window_layers, model.window)]
         self._attention = [_Attention(window, n * pair, n * cached) for n, window in layers if n]
         self._linear = Table(self._tokens)
 
     def step(self, shape: StepShape) -> float:
         """Of one step."""
-        decodes, context, chunks, drafted = shape
+        decodes, context, chunks, drafted, _ = shape
         tokens = decodes + drafted
         busy = self._step + (tokens + len(chunks)) * self._row
         for chunk, past in chunks:
@@ -106,7 +106,7 @@ class Load:
         model, hardware = self._replica.model, self._replica.hardware
         tp, group = self._replica.tp, self._replica.group
         dense = model.layers - model.sparse_layers
-        weights = model.layers * model.attention_parameters + dense * model.dense_mlp_parameters
+        weights = model.mixer_parameters + dense * model.dense_mlp_parameters
         weights += model.sparse_layers * model.shared_experts * model.expert_parameters
         peak = hardware.peak(model.weight_dtype) * self._matmul
         busy = 2 * tokens * weights / group / peak

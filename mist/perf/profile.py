@@ -119,7 +119,7 @@ class ProfileSteps:
             return parts[0]
         return self.floor + sum([max(part - self.floor, 0.0) for part in parts])
 
-    def decode_stretch(self, decodes: int, context: int) -> Stretch:
+    def decode_stretch(self, decodes: int, context: int, longest: int = 0) -> Stretch:  # noqa: ARG002
         line = self._decode_line(decodes, context)
         first, slope, end = line.piece(context)
         return Stretch(max(floor((end - context) / decodes) + 1, 1), first, slope * decodes)

@@ -11,6 +11,7 @@ from mist.perf.base import Explained, Replica, StepModel, StepShape, Stretch, Ta
 from mist.perf.collective import allreduce, exchange, fabric
 from mist.perf.experts import busiest_load, destinations, touched
 from mist.perf.launched import launched
+from mist.perf.recurrence import recurrence
 from mist.units import Seconds
 
 ACTIVATION = 2.0  # bytes per element: activations are 16 bits wide in every engine modelled here
@@ -66,6 +67,7 @@ class RooflineSteps:
         self._linear = Table(self._linear_time)
         self._spread_linear: dict[tuple[int, int], float] = {}
         self._head = Table(self._head_time)
+        self._scan = recurrence(replica, hardware.peak("bf16") * efficiency.attention_efficiency, self._memory)
         self._attention_kinds = tuple(self._attention_kind(efficiency, *kind) for kind in _layer_kinds(model))
 
     def _attention_kind(self, efficiency: Roofline, layers: int, window: int) -> "_Attention":
@@ -89,7 +91,7 @@ class RooflineSteps:
     def step_time(self, shape: StepShape) -> float:
         if self._dp > 1:
             return self._spread_time(shape)
-        decodes, context, chunks, drafted = shape
+        decodes, context, chunks, drafted, _ = shape
         requests = decodes + len(chunks)
         tokens, time = decodes, 0.0
         for chunk, past in chunks:
@@ -135,7 +137,7 @@ class RooflineSteps:
         analytical = Explained("roofline", self.step_time(shape) - overhead, "analytical")
         return analytical, Explained("engine overheads", overhead, "fitted")
 
-    def decode_stretch(self, decodes: int, context: int) -> Stretch:
+    def decode_stretch(self, decodes: int, context: int, longest: int = 0) -> Stretch:  # noqa: ARG002
         slope, until, cached = 0.0, inf, float(context)
         if self._dp > 1:
             first = self._spread_time(StepShape(decodes, context))
@@ -161,7 +163,10 @@ class RooflineSteps:
         model, tp = self._model, self._tp
         dense = model.layers - model.sparse_layers
         mlp = self._weights_time(local, model.dense_mlp_parameters / tp) if dense else 0.0
-        time = self._fixed + model.layers * self._weights_time(local, model.attention_parameters / tp) + dense * mlp
+        attention = model.attention_layers * self._weights_time(local, model.attention_parameters / tp)
+        time = self._fixed + attention + dense * mlp
+        if model.linear_layers:
+            time += model.linear_layers * self._weights_time(local, model.linear_parameters / tp)
         if model.sparse_layers:
             time += model.sparse_layers * self._experts_time(tokens, local)
         width = (
@@ -219,7 +224,7 @@ class RooflineSteps:
         return max(compute, traffic / self._memory)
 
     def _chunk_attention(self, chunk: int, past: int) -> float:
-        time = 0.0
+        time = self._scan.prompt(chunk)
         for window, pair, cached, query in self._attention_kinds:
             seen, pairs = past + chunk, chunk * past + chunk * (chunk + 1) / 2
             if window:
@@ -229,7 +234,7 @@ class RooflineSteps:
         return time
 
     def _decode_attention(self, decodes: int, context: float) -> float:
-        time = 0.0
+        time = decodes * self._scan.state
         for window, pair, cached, query in self._attention_kinds:
             seen = (min(context, decodes * window) if window else context) + decodes
             compute, traffic = seen * pair, seen * cached + decodes * query
@@ -238,7 +243,7 @@ class RooflineSteps:
 
     def _verification(self, decodes: int, context: int, drafted: int) -> float:
         """Attention of sequences that verify drafts, the same number each: a cached token is read once for all."""
-        width, time = 1 + drafted / decodes, 0.0
+        width, time = 1 + drafted / decodes, decodes * self._scan.state + drafted * self._scan.token
         for window, pair, cached, query in self._attention_kinds:
             seen, pairs = context + decodes * width, width * context + decodes * width * (width + 1) / 2
             if window:
@@ -267,5 +272,5 @@ class _Attention(NamedTuple):
 
 def _layer_kinds(model: ModelSpec) -> list[tuple[int, int]]:
     """How many layers see all tokens (window 0) and how many only a window of them."""
-    kinds = [(model.layers - model.window_layers, 0), (model.window_layers, model.window)]
+    kinds = [(model.attention_layers - model.window_layers, 0), (model.window_layers, model.window)]
     return [(layers, window) for layers, window in kinds if layers]

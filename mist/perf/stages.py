@@ -38,6 +38,7 @@ def stages(replica: Replica) -> list[Replica]:
             layers=layers,
             dense_layers=min(max(model.dense_layers - begin, 0), layers),
             window_layers=model.window_layers * end // model.layers - model.window_layers * begin // model.layers,
+            linear_layers=model.linear_layers * end // model.layers - model.linear_layers * begin // model.layers,
             kind=model.kind if last else "encoder",  # no head
             tied_embeddings=True,  # one vocabulary matrix, at either end
             vocabulary=model.vocabulary if last or number == 0 else 1,

@@ -13,6 +13,7 @@ import pandas as pd
 
 from mist.build import build
 from mist.compose import compose
+from mist.errors import InputError
 from mist.kernel import Kernel
 from mist.metrics import Result
 from mist.network import Link
@@ -164,15 +165,23 @@ class StepLog:
     """Single engine steps by the shape of their batch; no simulation.
 
     Facts: ``decodes`` sequences of ``decode_kv`` cached tokens each; ``chunks`` equal prompt chunks of ``tokens``
-    tokens in all, with ``past`` cached tokens before them in all.
+    tokens in all, with ``past`` cached tokens before them in all. A log has the mean context of a batch: the longest
+    is taken for what is expected of so many contexts spread evenly over ``spread`` below to ``spread`` above the mean.
     """
+
+    spread: float = 0.0  # share of the mean
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.spread <= 1:
+            raise InputError("spread", self.spread, "must lie in [0, 1]")
 
     def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
         (spec,) = build(Scenario, composed({"slo": "none"}, overrides)).pools.values()
         decodes, kv = round(float(facts["decodes"])), float(facts["decode_kv"])
         chunks, tokens, past = (round(float(facts[fact])) for fact in ("chunks", "tokens", "past"))
         sizes = [(len(part), past // chunks) for part in np.array_split(np.arange(tokens), chunks)] if chunks else []
-        shape = StepShape(decodes, round(decodes * kv), tuple(sizes))
+        longest = kv * (1 + self.spread * (decodes - 1) / (decodes + 1))  # order statistics of a uniform variate
+        shape = StepShape(decodes, round(decodes * kv), tuple(sizes), longest=round(longest))
         (stage,) = spec.steptimes()
         return {"step_time": stage.step_time(shape)}
 

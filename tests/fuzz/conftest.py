@@ -195,5 +195,5 @@ class Single:
         time: float = self.inner.step_time(shape)
         return time
 
-    def decode_stretch(self, decodes: int, context: int) -> Any:
-        return self.inner.decode_stretch(decodes, context)._replace(steps=1, slope=0.0)
+    def decode_stretch(self, decodes: int, context: int, *longest: int) -> Any:
+        return self.inner.decode_stretch(decodes, context, *longest)._replace(steps=1, slope=0.0)

@@ -11,6 +11,9 @@ from mist.perf.tables.files import MILLISECOND, Rows, System, rows
 from mist.perf.tables.grid import Grid, decode_grid, from_memory, prompt_grid, windowed, windowed_prompt
 
 KV_DTYPES = {"bf16": "bfloat16", "fp8": "fp8"}
+# Part of the name of TensorRT-LLM's generated kernels (trtllm-gen), as the tables have it: they split each cache of a
+# batch into equally many parts, so that all wait for the longest. FlashAttention 3 balances the parts by length.
+UNEVEN = "trtllm"
 
 
 class Heads(NamedTuple):
@@ -44,10 +47,19 @@ def _of(system: System, heads: Heads, window: int, file: str, checked: Callable[
         for own in (window, 0) if window else (0,):
             grid = _of_size(_of_window(table, own), heads, prompt)
             if grid is not None:
+                grid = grid._replace(uneven=not prompt and _waits(table))
                 cut = windowed_prompt if prompt else windowed
                 return grid if own else cut(checked(grid), window) if window else checked(grid)
     what = f"{'prompt' if prompt else 'decode'} attention with {heads.query} heads, {heads.kv} KV heads of "
     raise system.refuse(f"{what}{heads.size} elements and a {kind} cache")
+
+
+def _waits(table: Rows) -> bool:
+    """Whether the kernel of most rows waits for its longest sequence."""
+    if "kernel_source" not in table or not len(table):
+        return False
+    word = np.bincount(table["kernel_source"]).argmax()
+    return UNEVEN in table.words["kernel_source"][word]
 
 
 def _of_window(table: Rows, window: int) -> Rows:

@@ -13,6 +13,15 @@ from mist.perf.tables.files import MILLISECOND, System, rows
 SIZES = 2.0 ** np.arange(7, 30)  # elements
 ELEMENT = 2.0  # bytes: activations are summed in 16 bits
 FRAMEWORKS = ("vllm", "sglang", "trtllm")
+# Bytes up to which vLLM fuses the norm, by devices: vllm/compilation/passes/fusion/allreduce_rms_fusion.py 0.16,
+# FI_ALLREDUCE_FUSION_MAX_SIZE_MB, for compute capabilities 9.0 and 10.0.
+_MIB = 2.0**20
+_HOPPER = {2: 64 * _MIB, 4: 2 * _MIB, 8: 0.5 * _MIB}
+_BLACKWELL = {2: 64 * _MIB, 4: 32 * _MIB, 8: 1 * _MIB}
+FUSED_BYTES = {
+    **dict.fromkeys(("h100_sxm", "h200_sxm"), _HOPPER),
+    **dict.fromkeys(("b200_sxm", "b300_sxm", "gb200", "gb300"), _BLACKWELL),
+}
 
 
 def reduction(system: System, replica: Replica, efficiency: float) -> Curve:
@@ -35,6 +44,22 @@ def reduction(system: System, replica: Replica, efficiency: float) -> Curve:
     staged = fabric(replica, 1.0)
     floor = np.array([allreduce(staged, size * ELEMENT, devices) for size in SIZES])
     return through(SIZES, np.max([*_every(system, devices), *known, floor], axis=0), "interpolated")
+
+
+def fused_reduction(system: System, replica: Replica, apart: Curve, norm: Curve) -> Curve | None:
+    """Seconds over elements to sum activations, add the residual and normalise, in one kernel up to a size.
+
+    vLLM takes FlashInfer's, which is TensorRT-LLM's, on Hopper and Blackwell (vLLM documentation, "Fusion
+    torch.compile passes", AllReduce + RMSNorm): that engine's table, where the norm hides in the
+    exchange. Larger sums are ``apart`` from their norms. None where there is no such kernel.
+    """
+    most = FUSED_BYTES.get(system.name, {}).get(replica.tp)
+    together = _custom(system._replace(kernels="trtllm"), replica.tp)
+    if most is None or together is None or not replica.node.peer_to_peer or replica.tp > replica.domain:
+        return None
+    sizes = np.sort(np.append(SIZES, most / ELEMENT + 1))
+    seconds = [together(size) if size * ELEMENT <= most else apart(size) + norm(size) for size in sizes]
+    return through(sizes, seconds)
 
 
 def gathering(system: System, op: str, replica: Replica, devices: int, efficiency: float) -> Curve:

@@ -96,7 +96,7 @@ class System(NamedTuple):
         return sha256("\n".join(parts).encode()).hexdigest()
 
 
-UNUSED = {"framework", "version", "device", "beam_width", "kernel_source"}
+UNUSED = {"framework", "version", "device", "beam_width"}
 
 
 def rows(path: Path, **wanted: object) -> Rows:

@@ -17,6 +17,7 @@ class Grid(NamedTuple):
     seconds: tuple[tuple[float, ...], ...]
     longest: tuple[float, ...]  # by batch: the greatest length measured
     source: Source = "measured"
+    uneven: bool = False  # whether the kernel waits for its longest sequence
 
     def source_at(self, batch: float, length: float) -> Source:
         """How the time of ``batch`` sequences of ``length`` tokens each is known."""

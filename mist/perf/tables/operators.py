@@ -5,7 +5,7 @@ from typing import NamedTuple
 from mist.model import BYTES_PER_ELEMENT, ModelSpec
 from mist.perf.base import Replica
 from mist.perf.tables.attention import Heads, decode_attention, prompt_attention
-from mist.perf.tables.comm import gathering, reduction
+from mist.perf.tables.comm import fused_reduction, gathering, reduction
 from mist.perf.tables.curve import Curve, line
 from mist.perf.tables.deepep import Exchange, deepep
 from mist.perf.tables.experts import Distribution, experts
@@ -13,6 +13,7 @@ from mist.perf.tables.files import System
 from mist.perf.tables.gemm import gemm, quantisation
 from mist.perf.tables.grid import Grid
 from mist.perf.tables.latent import latent_attention
+from mist.perf.tables.linear import Scan, linear_attention
 
 ACTIVATION = 2.0  # bytes per element
 # Engines whose norms and activations scale what they write to FP8 themselves, so that only the output of attention is
@@ -41,6 +42,11 @@ class Layers(NamedTuple):
     decode: Grid
     module: bool = False  # projections included: latent attention timed whole
 
+    @property
+    def uneven(self) -> bool:
+        """Whether the decode kernel waits for its longest sequence."""
+        return self.decode.uneven
+
 
 class Operators(NamedTuple):
     """Seconds of everything in a step but the engine's overheads, by name."""
@@ -49,6 +55,7 @@ class Operators(NamedTuple):
     group: dict[str, Curve]  # over the tokens of all copies: experts, and the way to them and back
     head: dict[str, Curve]  # over rows of logits
     attention: tuple[Layers, ...]
+    scan: Scan | None = None  # of linear attention
 
 
 def operators(asked: Asked) -> Operators:
@@ -59,26 +66,30 @@ def operators(asked: Asked) -> Operators:
     if not system.name:
         raise system._replace(name=replica.hardware.name).refuse("operator tables")
     attention = _attention(system, asked)
-    local = _projections(system, model, tp, module=attention[0].module)
+    module = bool(attention) and attention[0].module
+    local = _projections(system, model, tp, module=module) | _linear_projections(system, model, tp)
     local |= _dense(system, model, tp) | _shared(system, model, tp)
-    local |= _elementwise(asked, module=attention[0].module)
+    local |= _elementwise(asked, module=module)
     group: dict[str, Curve] = {}
     if model.sparse_layers:
         local["router"] = gemm(system, "bf16", model.experts, model.hidden).times(model.sparse_layers)
         cut = replica.group // replica.ep
         group["experts"] = experts(system, model, cut, replica.ep, asked.distribution).times(model.sparse_layers)
     _collectives(system, asked, local, group)
-    return Operators(local, group, _head(system, asked) if model.kind == "decoder" else {}, attention)
+    head = _head(system, asked) if model.kind == "decoder" else {}
+    bandwidth = replica.hardware.memory_bandwidth * asked.bandwidth_efficiency
+    scan = linear_attention(system, replica, bandwidth, asked.kernel_time) if model.linear_layers else None
+    return Operators(local, group, head, attention, scan)
 
 
 def _attention(system: System, asked: Asked) -> tuple[Layers, ...]:
     replica = asked.replica
     model, tp, memory = replica.model, replica.tp, (replica.hardware.memory_bandwidth, asked.bandwidth_efficiency)
-    if model.kv_latent:
+    if model.kv_latent and model.attention_layers:
         latent = latent_attention(system, model, max(1, model.heads // tp))
-        return (Layers(model.layers, 0, latent.prompt, latent.decode, latent.module),)
+        return (Layers(model.attention_layers, 0, latent.prompt, latent.decode, latent.module),)
     heads = Heads(model.heads // tp, max(1, model.kv_heads // tp), model.head_dim, model.kv_dtype)
-    kinds = [(model.layers - model.window_layers, 0), (model.window_layers, model.window)]
+    kinds = [(model.attention_layers - model.window_layers, 0), (model.window_layers, model.window)]
     return tuple(
         Layers(count, window, prompt_attention(system, heads, window), decode_attention(system, heads, window, *memory))
         for count, window in kinds
@@ -87,10 +98,11 @@ def _attention(system: System, asked: Asked) -> tuple[Layers, ...]:
 
 
 def _projections(system: System, model: ModelSpec, tp: int, module: bool) -> dict[str, Curve]:
-    if module:
+    if module or not model.attention_layers:
         return {}
     q, kv = model.heads * model.head_dim // tp, max(1, model.kv_heads // tp) * model.head_dim
-    shapes = {"qkv projection": (q + 2 * kv, model.hidden), "output projection": (model.hidden, q)}
+    gate = q if model.gated_attention else 0
+    shapes = {"qkv projection": (q + gate + 2 * kv, model.hidden), "output projection": (model.hidden, q)}
     if model.kv_latent:
         value = model.value_head_dim or model.head_dim
         queries = model.heads * (model.head_dim + model.rope_head_dim) // tp
@@ -102,7 +114,20 @@ def _projections(system: System, model: ModelSpec, tp: int, module: bool) -> dic
         }
         if model.q_latent:
             shapes["query projection"] = (queries, model.q_latent)
-    return _products(system, model, shapes, model.layers)
+    return _products(system, model, shapes, model.attention_layers)
+
+
+def _linear_projections(system: System, model: ModelSpec, tp: int) -> dict[str, Curve]:
+    """Of linear attention: queries, keys, values and output gate in one, the gates of the state, the output."""
+    if not model.linear_layers:
+        return {}
+    values = model.linear_value_heads * model.linear_value_dim // tp
+    shapes = {
+        "linear attention projection": (model.linear_width // tp + values, model.hidden),
+        "linear attention gates": (2 * model.linear_value_heads // tp, model.hidden),
+        "linear attention output": (model.hidden, values),
+    }
+    return _products(system, model, shapes, model.linear_layers)
 
 
 def _dense(system: System, model: ModelSpec, tp: int) -> dict[str, Curve]:
@@ -147,20 +172,39 @@ def _elementwise(asked: Asked, module: bool) -> dict[str, Curve]:
     dense, sparse = model.layers - model.sparse_layers, model.sparse_layers
     heads = 0 if module else (model.heads + 2 * model.kv_heads) * model.head_dim / tp
     width = dense * model.intermediate + sparse * model.shared_experts * model.expert_intermediate
-    scaled = model.weight_dtype == "fp8" and asked.replica.engine.kernels not in UNFUSED
-    written = 1.0 if scaled else ACTIVATION
-    traffic = model.layers * (2 * (3 * ACTIVATION + written) * model.hidden + 3 * ACTIVATION * heads)
+    written = _written(asked)
+    gated = 3 * model.linear_layers * model.linear_value_heads * model.linear_value_dim / tp  # the norm of its output
+    gated += 3 * model.attention_layers * model.heads * model.head_dim / tp if model.gated_attention else 0
+    traffic = ACTIVATION * (model.attention_layers * 3 * heads + gated)
     traffic += ((model.mlp_matrices - 1) * ACTIVATION + written) * width / tp
-    kernels = model.layers * (2 if module else 4) + dense + (sparse if model.shared_experts else 0) + sparse
-    return {"norms, rotary, activation": line(traffic / bandwidth, kernels * asked.kernel_time)}
+    kernels = model.attention_layers * (0 if module else 2) + model.linear_layers + dense
+    kernels += (sparse if model.shared_experts else 0) + sparse
+    kernels += model.attention_layers if model.gated_attention else 0
+    return {"rotary, activation": line(traffic / bandwidth, kernels * asked.kernel_time)}
+
+
+def _written(asked: Asked) -> float:
+    """Bytes of an element that a norm or activation writes for the next product: one where it scales to FP8."""
+    replica = asked.replica
+    return 1.0 if replica.model.weight_dtype == "fp8" and replica.engine.kernels not in UNFUSED else ACTIVATION
 
 
 def _collectives(system: System, asked: Asked, local: dict[str, Curve], group: dict[str, Curve]) -> None:
+    """All-reduces, the norms after them, and the way to the experts."""
     replica, model = asked.replica, asked.replica.model
+    bandwidth = replica.hardware.memory_bandwidth * asked.bandwidth_efficiency
+    # over elements: residual and addend are read, their sum and what goes into the next product written
+    norm = line((3 * ACTIVATION + _written(asked)) / bandwidth, asked.kernel_time)
+    norms = 2 * model.layers
     spread = model.sparse_layers if replica.dp > 1 else 0  # layers whose experts' results come from other copies
     if replica.tp > 1:
         count = 2 * model.layers - spread
-        local["all-reduce"] = reduction(system, replica, asked.link_efficiency).times(count, model.hidden)
+        summed = reduction(system, replica, asked.link_efficiency)
+        fused = fused_reduction(system, replica, summed, norm) if replica.engine.allreduce == "fused" else None
+        name = "all-reduce" if fused is None else "all-reduce with norm"
+        local[name] = (summed if fused is None else fused).times(count, model.hidden)
+        norms -= count if fused is not None else 0
+    local["norms"] = norm.times(norms, model.hidden)
     if spread:
         if asked.exchange == "gather":
             for op, name in (("all_gather", "dispatch"), ("reduce_scatter", "combine")):

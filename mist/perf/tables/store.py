@@ -15,6 +15,7 @@ from typing import Any
 from mist.perf.tables.curve import Curve
 from mist.perf.tables.files import System
 from mist.perf.tables.grid import Grid
+from mist.perf.tables.linear import Scan
 from mist.perf.tables.operators import Asked, Layers, Operators, operators
 
 _known: dict[str, Operators] = {}
@@ -61,7 +62,7 @@ def digest(asked: Asked) -> str:
         "model": {**asdict(replica.model), "name": "", "parameters": 0, "context": 0},
         "hardware": {**vars(replica.hardware), "peaks": dict(replica.hardware.peaks)},
         "node": asdict(replica.node),
-        "kernels": replica.engine.kernels,
+        "kernels": (replica.engine.kernels, replica.engine.allreduce),
         "layout": (replica.tp, replica.dp, replica.ep),
         "perf": asked[1:],
     }
@@ -71,7 +72,12 @@ def digest(asked: Asked) -> str:
 @cache
 def _code() -> str:
     here = Path(__file__).parent
-    sources = [*here.glob("*.py"), here.parent / "base.py", here.parent / "collective.py"]
+    sources = [
+        *here.glob("*.py"),
+        here.parent / "base.py",
+        here.parent / "collective.py",
+        here.parent / "recurrence.py",
+    ]
     return sha256(b"\0".join(path.read_bytes() for path in sorted(sources))).hexdigest()
 
 
@@ -79,7 +85,8 @@ def _load(path: Path) -> Operators | None:
     try:
         plain: dict[str, Any] = json.loads(path.read_bytes())
         local, group, head = (_curves(plain[name]) for name in ("local", "group", "head"))
-        return Operators(local, group, head, tuple(_layers(kind) for kind in plain["attention"]))
+        scan = None if plain["scan"] is None else _scan(plain["scan"])
+        return Operators(local, group, head, tuple(_layers(kind) for kind in plain["attention"]), scan)
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
 
@@ -93,9 +100,14 @@ def _layers(plain: Any) -> Layers:
     return Layers(layers, window, _grid(prompt), _grid(decode), module)
 
 
+def _scan(plain: Any) -> Scan:
+    layers, (x, y, source, end), prompt = plain
+    return Scan(layers, Curve(tuple(x), tuple(y), source, end), _grid(prompt))
+
+
 def _grid(plain: Any) -> Grid:
-    batches, lengths, seconds, longest, source = plain
-    return Grid(tuple(batches), tuple(lengths), tuple(map(tuple, seconds)), tuple(longest), source)
+    batches, lengths, seconds, longest, source, uneven = plain
+    return Grid(tuple(batches), tuple(lengths), tuple(map(tuple, seconds)), tuple(longest), source, uneven)
 
 
 def _save(path: Path, found: Operators) -> None:

@@ -1,0 +1,113 @@
+"""Batches of uneven contexts: a kernel that waits for its longest sequence, and what the engine pads."""
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mist.build import build
+from mist.decoding import Decoding
+from mist.errors import InputError
+from mist.perf.base import StepShape
+from mist.perf.engine import EngineProfile
+from mist.perf.measured import Measured
+from mist.request import Request
+
+TABLES = pytest.mark.skipif(sys.platform == "win32", reason="the operator tables are not published for Windows")
+
+
+@pytest.fixture(scope="module")
+def steps(sheet, make_pool):
+    """Step times of a pool of measured operators."""
+    perf = build(Measured, sheet("perf", "measured"))
+
+    def of(model, hardware, engine=None, **fields):
+        return perf.of(make_pool(model=model, hardware=hardware, engine=engine, **fields).replica)
+
+    return of
+
+
+@settings(max_examples=50)
+@given(data=st.data())
+def test_the_longest_context_is_that_of_the_member_with_most_tokens(data):
+    decodes, members = Decoding(4), []
+    for number in range(data.draw(st.integers(1, 60))):
+        request = Request(number, 0.0, data.draw(st.integers(1, 50)), 100)
+        request.computed, request.left = request.input, data.draw(st.integers(1, 30))
+        decodes.join(request)
+        members.append(request)
+        for gone in decodes.advance(data.draw(st.integers(0, min(decodes.steps_to_leaver(), 9)))):
+            members.remove(gone)
+        if data.draw(st.booleans()):
+            assert decodes.longest == max((decodes.computed(member) for member in members), default=0)
+
+
+@TABLES
+def test_leaping_equals_stepping_where_a_kernel_waits_for_its_longest_sequence(make_pool, drive, poisson, sheet):
+    perf = build(Measured, sheet("perf", "measured"))
+    limits = {"max_running": 31, "token_budget": 2048}
+    pool = make_pool(hardware="b300", perf=perf, limits=limits, kv_blocks=2000)
+    assert pool.perf.of(pool.replica).uneven
+    load = poisson(3, 120, 200.0, (1, 3000), (1, 400))
+    fast, slow = drive(pool, load), drive(pool, load, one_by_one=True)
+    assert sum(client.preemptions for client in fast.clients) > 0
+    for name in ("first_token", "finished"):
+        np.testing.assert_allclose(fast.column(name), slow.column(name), rtol=1e-12, atol=0)
+
+
+@TABLES
+def test_a_batch_with_one_long_sequence_takes_longer_only_where_the_kernel_waits_for_it(steps):
+    even, uneven = StepShape(32, 32 * 4000, longest=4000), StepShape(32, 32 * 4000, longest=16000)
+    unknown = even._replace(longest=0)
+    for hardware, waits in (("b200", True), ("b300", True), ("h100", False), ("rtx-pro-6000", False)):
+        model = steps("llama-3.1-8b", hardware)
+        assert model.uneven == waits
+        assert model.step_time(even) == model.step_time(unknown)
+        assert (model.step_time(uneven) > 1.1 * model.step_time(even)) == waits
+        assert model.step_time(uneven) == pytest.approx(sum(part.seconds for part in model.explain(uneven)))
+
+
+@TABLES
+def test_a_stretch_of_uneven_sequences_is_the_steps_it_stands_for(steps):
+    model = steps("llama-3.1-8b", "b300")
+    for longest in (700, 5000, 40_000):
+        stretch = model.decode_stretch(16, 16 * 600, longest)
+        for step in {0, 1, int(min(stretch.steps, 5000)) - 1}:
+            time = model.step_time(StepShape(16, 16 * (600 + step), longest=longest + step))
+            assert stretch.first + step * stretch.slope == pytest.approx(time, rel=1e-12)
+
+
+def test_a_step_is_padded_to_the_next_captured_size(sheet):
+    engine = build(EngineProfile, sheet("engine", "vllm"))
+    sizes = {1: 1, 2: 2, 3: 4, 5: 8, 9: 16, 17: 24, 250: 256, 256: 256, 257: 272, 511: 512, 512: 512, 513: 513}
+    assert {tokens: engine.computed(tokens) for tokens in sizes} == sizes
+    free = replace(engine, captured_tokens=0)
+    assert all(free.computed(tokens) == tokens for tokens in sizes)
+    with pytest.raises(InputError, match="captured_tokens"):
+        replace(engine, captured_tokens=-1)
+
+
+@TABLES
+def test_padded_rows_are_computed(steps):
+    padded, free = (steps("qwen3-30b-a3b", "h200", {"captured_tokens": most}) for most in (512, 0))
+    assert padded.step_time(StepShape(17, 17 * 500)) > free.step_time(StepShape(17, 17 * 500))
+    assert padded.step_time(StepShape(24, 24 * 500)) == free.step_time(StepShape(24, 24 * 500))
+    chunk = StepShape(0, 0, ((2048, 0),))
+    assert padded.step_time(chunk) == free.step_time(chunk)
+
+
+@TABLES
+def test_an_all_reduce_takes_its_norm_along_where_the_engine_fuses_them(steps):
+    for hardware, fused in (("b300", True), ("h100", True), ("a100", False), ("l40s", False)):
+        together, apart = (steps("llama-3.1-70b", hardware, {"allreduce": how}, tp=4) for how in ("fused", "apart"))
+        for tokens in (1, 32):
+            shape = StepShape(tokens, tokens * 500)
+            names = {part.operator for part in together.explain(shape)}
+            assert ("all-reduce with norm" in names) == fused
+            assert ("norms" in names and "all-reduce" in names) or fused
+            assert (together.step_time(shape) < apart.step_time(shape)) == fused
+        long = StepShape(0, 0, ((16_384, 0),))
+        assert together.step_time(long) == pytest.approx(apart.step_time(long), rel=0.02)
