@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mist import paths
 from mist.errors import Infeasible, InputError, MistError, as_typed
 
 ABOUT = "Which hardware, parallelism, batching and routing should serve this LLM pipeline?"
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def simulate(arguments: argparse.Namespace) -> int:
-    requests = _writable(arguments.requests)
+    requests = paths.writable(arguments.requests)
     from mist.compose import compose
 
     config = compose(arguments.overrides)
@@ -78,16 +79,16 @@ def sweep(arguments: argparse.Namespace) -> int:
 
 
 def resume(arguments: argparse.Namespace) -> int:
-    run = _run_directory(arguments.run_directory)
+    run = paths.run_directory(arguments.run_directory)
     return int(import_module("mist.sweep.study").resume(run))
 
 
 def show(arguments: argparse.Namespace) -> int:
     if arguments.run_directory is None:
         return int(import_module("mist.sweep.study").show_all(Path("results")))
-    run = _run_directory(arguments.run_directory)
-    beside = [_run_directory(name) for name in arguments.beside or []]
-    if page := _page(arguments.write):
+    run = paths.run_directory(arguments.run_directory)
+    beside = [paths.run_directory(name) for name in arguments.beside or []]
+    if page := paths.page(arguments.write):
         return int(import_module("mist.sweep.study").publish(page, run, beside))
     if beside:
         raise InputError("--beside", " ".join(arguments.beside), "has no effect without --write FILE.md")
@@ -103,7 +104,7 @@ def validate(arguments: argparse.Namespace) -> int:
         raise InputError("", "(nothing)", "name a file or directory of measurements, or set MIST_DATA")
     own = " ".join(word for word in arguments.overrides if "=" in word)
     variants = [f"{own} {variant.replace(',', ' ')}".strip() for variant in arguments.compare or [""]]
-    page = _page(arguments.write)
+    page = paths.page(arguments.write)
     answer = import_module("mist.validation.run").validate(Path(path), variants)
     accuracy = import_module("mist.report.accuracy")
     if page:
@@ -250,34 +251,3 @@ def _print(renderable: Any) -> None:
 def _complain(problem: object, code: int) -> int:
     print(f"mist: {problem}", file=sys.stderr)
     return code
-
-
-def _writable(name: str | None) -> Path | None:
-    if name is None:
-        return None
-    path = Path(name)
-    if path.suffix != ".parquet":
-        raise InputError("--requests", name, "the file's name must end in .parquet")
-    if not path.parent.is_dir():
-        raise InputError("--requests", name, f"there is no directory {path.parent}")
-    return path
-
-
-def _page(name: str | None) -> Path | None:
-    if name is None:
-        return None
-    path = Path(name)
-    if path.suffix != ".md":
-        raise InputError("--write", name, "the file's name must end in .md")
-    if not path.parent.is_dir():
-        raise InputError("--write", name, f"there is no directory {path.parent}")
-    return path
-
-
-def _run_directory(name: str) -> Path:
-    for path in (Path(name), Path("results") / name):
-        for run in (path, path / "latest"):
-            if (run / "manifest.json").is_file():
-                return run.resolve()
-    runs = sorted(str(manifest.parent) for manifest in Path("results").glob("*/*/manifest.json"))
-    raise InputError("", name, "no run is kept there", [run for run in runs if not run.endswith("latest")])
