@@ -48,7 +48,7 @@ def simulate(arguments: argparse.Namespace) -> int:
         result = import_module("mist.simulate").simulate(config)
     if requests:
         result.requests_frame().to_parquet(requests)
-    return _answer(result, arguments.json, "simulation")
+    return _answer(result, arguments.json, "text.simulation")
 
 
 def capacity(arguments: argparse.Namespace) -> int:
@@ -60,7 +60,7 @@ def capacity(arguments: argparse.Namespace) -> int:
     with as_typed(config["pools"]):
         import_module("mist.inert").refuse_inert(arguments.overrides, config)
         answer = import_module("mist.sweep.capacity").capacity(config, arguments.seeds)
-    return _answer(answer, arguments.json, "capacity")
+    return _answer(answer, arguments.json, "capacity.capacity")
 
 
 def _without_rate(overrides: list[str]) -> list[str]:
@@ -233,11 +233,12 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 # ------------------------------------------------------------------------------------------------ output
 
 
-def _answer(answer: Any, as_json: bool, kind: str) -> int:
+def _answer(answer: Any, as_json: bool, report: str) -> int:
     if as_json:
         print(json.dumps(answer.to_json(), indent=2, allow_nan=False))
     else:
-        _print(getattr(import_module("mist.report.text"), kind)(answer))
+        module, _, name = report.partition(".")
+        _print(getattr(import_module(f"mist.report.{module}"), name)(answer))
     return 0
 
 
