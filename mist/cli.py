@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mist import paths
 from mist.errors import Infeasible, InputError, MistError, as_typed
 
 ABOUT = "Which hardware, parallelism, batching and routing should serve this LLM pipeline?"
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def simulate(arguments: argparse.Namespace) -> int:
-    requests = _writable(arguments.requests)
+    requests = paths.writable(arguments.requests)
     from mist.compose import compose
 
     config = compose(arguments.overrides)
@@ -47,7 +48,7 @@ def simulate(arguments: argparse.Namespace) -> int:
         result = import_module("mist.simulate").simulate(config)
     if requests:
         result.requests_frame().to_parquet(requests)
-    return _answer(result, arguments.json, "simulation")
+    return _answer(result, arguments.json, "text.simulation")
 
 
 def capacity(arguments: argparse.Namespace) -> int:
@@ -59,7 +60,7 @@ def capacity(arguments: argparse.Namespace) -> int:
     with as_typed(config["pools"]):
         import_module("mist.inert").refuse_inert(arguments.overrides, config)
         answer = import_module("mist.sweep.capacity").capacity(config, arguments.seeds)
-    return _answer(answer, arguments.json, "capacity")
+    return _answer(answer, arguments.json, "capacity.capacity")
 
 
 def _without_rate(overrides: list[str]) -> list[str]:
@@ -78,16 +79,16 @@ def sweep(arguments: argparse.Namespace) -> int:
 
 
 def resume(arguments: argparse.Namespace) -> int:
-    run = _run_directory(arguments.run_directory)
+    run = paths.run_directory(arguments.run_directory)
     return int(import_module("mist.sweep.study").resume(run))
 
 
 def show(arguments: argparse.Namespace) -> int:
     if arguments.run_directory is None:
         return int(import_module("mist.sweep.study").show_all(Path("results")))
-    run = _run_directory(arguments.run_directory)
-    beside = [_run_directory(name) for name in arguments.beside or []]
-    if page := _page(arguments.write):
+    run = paths.run_directory(arguments.run_directory)
+    beside = [paths.run_directory(name) for name in arguments.beside or []]
+    if page := paths.page(arguments.write):
         return int(import_module("mist.sweep.study").publish(page, run, beside))
     if beside:
         raise InputError("--beside", " ".join(arguments.beside), "has no effect without --write FILE.md")
@@ -103,7 +104,7 @@ def validate(arguments: argparse.Namespace) -> int:
         raise InputError("", "(nothing)", "name a file or directory of measurements, or set MIST_DATA")
     own = " ".join(word for word in arguments.overrides if "=" in word)
     variants = [f"{own} {variant.replace(',', ' ')}".strip() for variant in arguments.compare or [""]]
-    page = _page(arguments.write)
+    page = paths.page(arguments.write)
     answer = import_module("mist.validation.run").validate(Path(path), variants)
     accuracy = import_module("mist.report.accuracy")
     if page:
@@ -232,11 +233,12 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 # ------------------------------------------------------------------------------------------------ output
 
 
-def _answer(answer: Any, as_json: bool, kind: str) -> int:
+def _answer(answer: Any, as_json: bool, report: str) -> int:
     if as_json:
         print(json.dumps(answer.to_json(), indent=2, allow_nan=False))
     else:
-        _print(getattr(import_module("mist.report.text"), kind)(answer))
+        module, _, name = report.partition(".")
+        _print(getattr(import_module(f"mist.report.{module}"), name)(answer))
     return 0
 
 
@@ -250,34 +252,3 @@ def _print(renderable: Any) -> None:
 def _complain(problem: object, code: int) -> int:
     print(f"mist: {problem}", file=sys.stderr)
     return code
-
-
-def _writable(name: str | None) -> Path | None:
-    if name is None:
-        return None
-    path = Path(name)
-    if path.suffix != ".parquet":
-        raise InputError("--requests", name, "the file's name must end in .parquet")
-    if not path.parent.is_dir():
-        raise InputError("--requests", name, f"there is no directory {path.parent}")
-    return path
-
-
-def _page(name: str | None) -> Path | None:
-    if name is None:
-        return None
-    path = Path(name)
-    if path.suffix != ".md":
-        raise InputError("--write", name, "the file's name must end in .md")
-    if not path.parent.is_dir():
-        raise InputError("--write", name, f"there is no directory {path.parent}")
-    return path
-
-
-def _run_directory(name: str) -> Path:
-    for path in (Path(name), Path("results") / name):
-        for run in (path, path / "latest"):
-            if (run / "manifest.json").is_file():
-                return run.resolve()
-    runs = sorted(str(manifest.parent) for manifest in Path("results").glob("*/*/manifest.json"))
-    raise InputError("", name, "no run is kept there", [run for run in runs if not run.endswith("latest")])

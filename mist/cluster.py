@@ -13,12 +13,14 @@ from mist.network import Link, LinkSpec
 from mist.plan.draws import Draws
 from mist.plan.query import Generation, Query
 from mist.plan.stages import CHAT, Generate, Pipeline
-from mist.pool import Pool, PoolSpec, services
+from mist.pool import PoolSpec
+from mist.replicas import Pool
 from mist.request import Request
 from mist.roles import FIXED_ROLES, Roles
 from mist.service import Service
 from mist.topology import ONE_LINK, Network, Topology, Wires
 from mist.walk import Walk
+from mist.ways import services
 
 
 class Cluster:

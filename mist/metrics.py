@@ -1,6 +1,5 @@
 """Timestamps to percentiles, goodput, dollars: the Result."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import inf, isfinite, sqrt
@@ -11,10 +10,10 @@ import pandas as pd
 
 from mist.memory.prefix import PrefixUse
 from mist.memory.swap import SwapUse
-from mist.plan.query import Query
-from mist.request import Request, Stage
-from mist.slo import SLO, Limit
-from mist.stage_times import StageReport, stage_columns
+from mist.request import Request
+from mist.requests_frame import requests_frame
+from mist.slo import SLO
+from mist.stage_times import StageReport
 from mist.station_report import HostReport, StationReport
 from mist.tiers.use import TiersUse
 
@@ -24,7 +23,6 @@ METRICS: dict[str, Callable[[Request], float]] = {
     "e2e": lambda r: r.finished - r.arrived if r.finished >= 0 else inf,
 }
 PERCENTILES = (50, 90, 95, 99)
-TAIL = 10  # requests beyond a percentile below which it is not worth quoting
 
 Verdict = Literal["ok", "slo_missed", "unstable", "infeasible"]
 
@@ -243,45 +241,6 @@ def within(slo: SLO) -> Callable[[Request], bool]:
     return good
 
 
-class Doomed:
-    """Whether some percentile over ``cohort`` requests is missed already, whatever the rest will do.
-
-    Called again and again with the requests so far and the time; each is settled once. ``sizes`` says how many
-    of them belong to each class that has limits of its own.
-    """
-
-    def __init__(self, slo: SLO, cohort: int, sizes: Mapping[str, int] | None = None) -> None:
-        own = {name: (sizes or {})[name] for name in slo.classes}
-        self._sizes = {**own, "": cohort - sum(own.values())}
-        self._limits = {name: tuple(part) for name, part in slo.parts.items()}
-        self._late: Counter[tuple[str, Limit]] = Counter()
-        self._open: list[Request] = []
-        self._seen = 0
-
-    def __call__(self, requests: Sequence[Request], now: float) -> bool:
-        late, still_open = self._late.copy(), []
-        for request in (*self._open, *requests[self._seen :]):
-            name = request.kind.name if request.kind.name in self._limits else ""
-            missed = [(name, limit) for limit in self._limits[name] if _surely_late(request, limit, now)]
-            late.update(missed)
-            if request.finished >= 0 or request.refused:
-                self._late.update(missed)
-            else:
-                still_open.append(request)
-        self._open, self._seen = still_open, len(requests)
-        # in whole numbers where that matters: 1 - 0.9 is less than a tenth
-        return any(100 * n > (100 - limit.percentile) * self._sizes[name] for (name, limit), n in late.items())
-
-
-def _surely_late(request: Request, limit: Limit, now: float) -> bool:
-    if limit.metric == "tpot" and request.output == 1:
-        return False
-    value = METRICS[limit.metric](request)
-    if value != inf or request.refused or request.lost:
-        return value > limit.limit
-    return limit.metric != "tpot" and now - request.arrived > limit.limit
-
-
 def unstable(arrivals: int, backlog_start: int, backlog_end: int) -> bool:
     """Whether the backlog grew by more than chance would have it.
 
@@ -290,57 +249,3 @@ def unstable(arrivals: int, backlog_start: int, backlog_end: int) -> bool:
     """
     growth = backlog_end - backlog_start
     return growth > 0.02 * arrivals + 2 * sqrt(arrivals) or growth >= arrivals
-
-
-def window_notes(slo: SLO, cohort: int, length: float, warmup: float, e2e: Latency) -> list[str]:
-    """Why the window is too short for what is asked of it; empty if it is long enough.
-
-    ``cohort`` counts its requests, ``length`` and ``warmup`` are seconds.
-    """
-    notes = [] if slo.classes else tail_notes(slo, cohort)
-    if warmup < e2e.p50:
-        notes.append(f"warm-up of {warmup:.1f} s is shorter than half of the requests take ({e2e.p50:.1f} s)")
-    if length < 3 * e2e.p50:
-        notes.append(f"window of {length:.1f} s is shorter than three median requests ({e2e.p50:.1f} s each)")
-    return notes
-
-
-def tail_notes(slo: SLO, cohort: int) -> list[str]:
-    """What to say where so many requests do not tell the highest percentile asked for; nothing where they do."""
-    highest = max((limit.percentile for limit in slo), default=99.0)
-    tail = cohort * (1 - highest / 100)
-    if tail >= TAIL:
-        return []
-    need = int(TAIL / (1 - highest / 100) + 0.5)
-    return [f"{tail:.1f} requests lie beyond P{highest:g}: it takes {need} to tell, the window has {cohort}"]
-
-
-def requests_frame(requests: Sequence[Request]) -> pd.DataFrame:
-    columns: dict[str, list[Any]] = {
-        "id": [r.id for r in requests],
-        "arrived": [r.arrived for r in requests],
-        "input": [r.input for r in requests],
-        "output": [r.output for r in requests],
-        "state": [
-            "refused" if r.refused else "lost" if r.lost else "completed" if r.finished >= 0 else "in_flight"
-            for r in requests
-        ],
-        "refused": [r.refused for r in requests],
-        "lost": [r.lost for r in requests],
-        "retries": [r.retries for r in requests],
-        "preemptions": [r.preemptions for r in requests],
-        "first_token": [r.first_token if r.first_token >= 0 else np.nan for r in requests],
-        "finished": [r.finished if r.finished >= 0 else np.nan for r in requests],
-    }
-    if any(r.kind.name for r in requests):
-        columns["class"] = [r.kind.name for r in requests]
-        columns["priority"] = [r.priority for r in requests]
-    if requests and isinstance(requests[0], Query):
-        return pd.DataFrame(columns | stage_columns(requests))
-    for stage in Stage:
-        visits = [next((v for v in r.visits if v.stage is stage), None) for r in requests]
-        if any(visits):
-            columns[f"{stage}_place"] = [v.place if v else None for v in visits]
-            for mark in ("queued", "started", "finished"):
-                columns[f"{stage}_{mark}"] = [getattr(v, mark) if v else np.nan for v in visits]
-    return pd.DataFrame(columns)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 from mist import __version__
 from mist.clients.speculative import SpeculativeClient
 from mist.cluster import Cluster
-from mist.fleet import mean_replicas, paid, seconds
 from mist.memory.choice import prefix_use, swap_use
 from mist.metrics import (
     METRICS,
@@ -23,20 +22,20 @@ from mist.metrics import (
     measured,
     percentile,
     split,
-    tail_notes,
     unstable,
-    window_notes,
     within,
 )
 from mist.perf.provenance import shares, typical
 from mist.plan.query import Query
 from mist.policy import Scheduler
-from mist.pool import Pool
+from mist.replicas import Pool
 from mist.request import Request
 from mist.scenario import Scenario
 from mist.slo import SLO
+from mist.spans import mean_replicas, paid, seconds
 from mist.stage_times import stage_reports
 from mist.station_report import host_report, station_report
+from mist.window import tail_notes, window_notes
 
 
 class Observed(NamedTuple):

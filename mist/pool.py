@@ -1,17 +1,14 @@
 """A pool: equal engines on devices of their own."""
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import inf
 from typing import Literal
 
-from mist.clients.llm import LLMClient
 from mist.clients.speculative import check_speculation
-from mist.drafting import DraftedLoad, DraftedSteps, check_prompt_drafting, drafting_replica
+from mist.drafting import DraftedLoad, DraftedSteps, drafting_replica
 from mist.errors import InputError
-from mist.fleet import FIXED, Autoscale, Fleet, Scaling, seconds
+from mist.fleet import FIXED, Autoscale, Scaling
 from mist.hardware import HardwareSpec
 from mist.memory.choice import SWAP_SPACE, Preemption, check_memory
 from mist.memory.swap import HostMemory
@@ -22,15 +19,12 @@ from mist.perf.base import PerfModel, Replica, StepModel
 from mist.perf.collective import fabric
 from mist.perf.engine import EngineProfile
 from mist.perf.footprint import block_bytes, check_layout, kv_blocks
-from mist.perf.power import LINEAR, LinearPower, Power, joules
+from mist.perf.power import LINEAR, LinearPower, Power
 from mist.perf.profile import check_profile
-from mist.perf.stages import hop_time, stages
+from mist.perf.stages import stages
 from mist.policy import Router, Scheduler
-from mist.request import Request
-from mist.routing import Candidates
 from mist.speculation import OFF, Speculation
-from mist.streams import stream
-from mist.tiers.fetches import Fetches, Layout
+from mist.tiers.fetches import Layout
 from mist.tiers.spec import NO_TIERS, NoTiers, Tiers, tier_dollars
 from mist.topology import Site
 from mist.units import Bytes
@@ -206,129 +200,3 @@ class PoolSpec:
             return [*targets]
         drafting = self.power.of(drafting_replica(self.replica, drafter), *efficiency)
         return [DraftedLoad(targets[0], drafting, drafts)]
-
-
-class Pool:
-    """The replicas of a PoolSpec at work; ``drafts`` is how those who decode draft: prompts pass their drafter too."""
-
-    def __init__(self, name: str, spec: PoolSpec, drafts: Speculation, seed: int = 0) -> None:
-        self.name, self.spec = name, spec
-        if drafts.drafter(spec.model) is None:  # nothing to prefill for
-            drafts = spec.speculation
-        self.stages = spec.steptimes(drafts)
-        self.loads = spec.loads(drafts)
-        self.blocks = spec.blocks(drafts)
-        self._longest: float = getattr(spec.scheduler, "longest", inf)
-        self.clients: list[LLMClient] = []
-        self.outstanding = [0] * spec.replicas  # unfinished requests by replica
-        self._fixed: Sequence[int] = range(spec.replicas)  # where none comes or goes
-        self.groups = 1  # of affinity
-        self.part = 1.0  # of its devices that it pays for; others share those of colocated pools
-        self.turns: defaultdict[int | None, int] = defaultdict(int)  # requests routed, by group
-        self.fetches: Fetches | None = None  # of a pool with tiers
-        self.fleet: Fleet | None = None  # of a pool whose replicas come and go
-        self.members: dict[int, dict[int, Request]] | None = None  # by replica, where one may fail
-        chunk = spec.scheduler.token_budget
-        self._view = Candidates(self.clients, self.stages, chunk, partial(stream, seed, f"router/{name}"))
-
-    def route(self, request: Request, group: int | None = None) -> int | None:
-        """The replica the request goes to, of its affinity group if one is given; None while none is up."""
-        among, outstanding = self._fixed, self.outstanding
-        if self.fleet is not None or group is not None:
-            up = self.fleet.up if self.fleet is not None else self._fixed
-            among = [index for index in up if group is None or index % self.groups == group]
-            outstanding = [outstanding[index] for index in among]
-        if not outstanding:
-            return None
-        view = self._view
-        view.turn, view.request, view.replicas, view.outstanding = self.turns[group], request, among, outstanding
-        index = among[self.spec.router.choose(view)]
-        self.turns[group] += 1
-        self.outstanding[index] += 1
-        return index
-
-    def join(self, request: Request, index: int) -> None:
-        request.replica = index
-        if self.members is not None:
-            self.members[index][request.id] = request
-
-    def leave(self, request: Request) -> None:
-        self.outstanding[request.replica] -= 1
-        if self.members is not None:
-            del self.members[request.replica][request.id]
-
-    def settle(self, index: int) -> None:
-        """Something may have left this replica for good."""
-        if self.fleet is not None:
-            self.fleet.settle(index)
-
-    @property
-    def everybody(self) -> list[LLMClient]:
-        """Every client there has been."""
-        return self.clients if self.fleet is None else self.fleet.everybody()
-
-    def hop_time(self, tokens: int, stage: int) -> float:
-        """Seconds to send the activations of ``tokens`` from a pipeline stage to the next."""
-        return hop_time(self.spec.replica, tokens, stage, getattr(self.spec.perf, "link_efficiency", 1.0))
-
-    def joules(self, now: float) -> float:
-        """Energy drawn so far, what was spent of the steps under way included."""
-        hardware, devices = self.spec.hardware, self.spec.replica.devices
-        rented = now * len(self.clients) if self.fleet is None else seconds(self.fleet.history(now))
-        stepping = sum(joules(hardware, devices, 0.0, *client.worked()) for client in self.everybody)
-        return joules(hardware, devices, rented * self.part, 0.0, 0.0) + stepping
-
-    def refusal(self, request: Request) -> str:
-        """Why this pool can never serve the request; empty if it can."""
-        model, tokens = self.spec.model, request.input + request.output
-        if tokens > model.context:
-            return f"{tokens} tokens, {model.name} takes {model.context}"
-        if tokens > self._longest:
-            return f"{tokens} tokens, without chunked prefill the engine takes at most token_budget, {self._longest}"
-        held = request.input + 1 if self.spec.role == "prefill" else tokens  # prefill hands over after one token
-        need = -(-(held + self.spec.speculation.tokens) // self.spec.engine.block_tokens)
-        # A request lives in one copy, and pipeline lanes that each held one of more than their share would preempt
-        # each other for ever.
-        most = self.blocks // (self.spec.dp * self.spec.pp)
-        return f"needs {need} KV blocks, a replica of {self.name} has {most}" if need > most else ""
-
-
-def services(pools: Mapping[str, PoolSpec]) -> dict[str, str | None]:
-    """Pools that requests enter, each with the decode pool behind it; None where it decodes itself. There may be none.
-
-    Raises InputError unless every prefill pool has a decode pool of its own, and every decode pool a prefill pool.
-    """
-    roles = sorted(spec.role for spec in pools.values())
-    decodes = [name for name, spec in pools.items() if spec.role == "decode"]
-    prefills = {name: spec.hands_to for name, spec in pools.items() if spec.role == "prefill"}
-    if len(prefills) != len(decodes):
-        why = "every prefill pool needs a decode pool of its own; the other pools do both"
-        raise InputError("pools", roles, why)
-    for name, spec in pools.items():
-        if spec.hands_to is not None and spec.role != "prefill":
-            raise InputError(f"pools.{name}.hands_to", spec.hands_to, f"has no effect with role {spec.role}")
-    if list(prefills.values()) == [None]:
-        prefills = dict.fromkeys(prefills, decodes[0])
-    for name, sink in prefills.items():
-        if sink not in decodes or list(prefills.values()).count(sink) > 1:
-            raise InputError(f"pools.{name}.hands_to", sink, "must name a decode pool of its own", decodes)
-    return {name: prefills.get(name) for name, spec in pools.items() if spec.role != "decode"}
-
-
-def check_pools(pools: Mapping[str, PoolSpec], link: LinkSpec | None) -> None:
-    """Raises InputError unless the pools' roles make ways from prompt to last token."""
-    pairs = {name: sink for name, sink in services(pools).items() if sink is not None}
-    if not pairs:
-        if link is not None:
-            raise InputError("link", link.name, "no pool hands anything over: a link has no effect")
-        return
-    if link is None:
-        raise InputError("link", "(nothing)", "prefill and decode pools need a link between them")
-    for source, sink in pairs.items():
-        if pools[source].model != pools[sink].model:
-            why = f"cannot decode the KV cache of {pools[source].model.name}"
-            raise InputError(f"pools.{sink}.model", pools[sink].model.name, why)
-        try:
-            check_prompt_drafting(pools[source].replica, pools[source].preemption, pools[sink].speculation)
-        except InputError as error:
-            raise type(error)(f"pools.{source}.{error.field}", error.value, error.why, error.choices) from None

@@ -5,7 +5,8 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 
 from mist.clients.llm import LLMClient
-from mist.memory.prefix import PrefixPool, cached_prefixes
+from mist.memory.lookup import cached_prefixes
+from mist.memory.prefix import PrefixPool
 from mist.perf.base import StepModel, StepShape
 from mist.request import Request
 

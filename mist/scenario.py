@@ -17,7 +17,7 @@ from mist.handover import GLOBAL, HandoverSpec, check_handover
 from mist.network import LinkSpec
 from mist.places import check_pipeline
 from mist.plan.stages import CHAT, Pipeline
-from mist.pool import PoolSpec, check_pools, services
+from mist.pool import PoolSpec
 from mist.price import PriceList
 from mist.roles import FIXED_ROLES, FixedRoles, Roles
 from mist.routers.prefix_aware import PrefixAware
@@ -25,6 +25,7 @@ from mist.slo import SLO
 from mist.station_report import host_dollars, station_dollars
 from mist.tiers.spec import NoTiers
 from mist.topology import ONE_LINK, Network, Topology
+from mist.ways import check_pools, services
 from mist.workload.traffic import Workload, class_names, class_priorities
 
 

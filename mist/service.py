@@ -17,7 +17,7 @@ from mist.handover import GLOBAL, Handovers, HandoverSpec, Wire
 from mist.kernel import Kernel
 from mist.memory.choice import make_pool
 from mist.network import Link, LinkSpec
-from mist.pool import Pool
+from mist.replicas import Pool
 from mist.request import Request, Stage, Visit
 from mist.roles import FIXED_ROLES, Roles, Switcher, SwitchRoles
 from mist.tiers.fetches import Fetches

@@ -44,17 +44,8 @@ class Speculation(Protocol):
         """Raises InputError where it cannot draft for ``target``."""
 
 
-@dataclass(frozen=True)
-class NoSpeculation:
-    """One token a step."""
-
-    @property
-    def name(self) -> str:
-        return "none"
-
-    @property
-    def tokens(self) -> int:
-        return 0
+class WithoutModel:
+    """Nothing that drafts lies on the devices: no step time, no memory."""
 
     @property
     def pass_overhead(self) -> Seconds:
@@ -65,6 +56,19 @@ class NoSpeculation:
 
     def weight_bytes(self, target: ModelSpec) -> float:  # noqa: ARG002
         return 0.0
+
+
+@dataclass(frozen=True)
+class NoSpeculation(WithoutModel):
+    """One token a step."""
+
+    @property
+    def name(self) -> str:
+        return "none"
+
+    @property
+    def tokens(self) -> int:
+        return 0
 
     def survival(self) -> tuple[float, ...]:
         return ()
@@ -124,22 +128,12 @@ class Drafts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NGram(Drafts):
+class NGram(WithoutModel, Drafts):
     """Drafts are what followed the last few tokens when they occurred before: no model, no step time, no memory."""
 
     @property
     def name(self) -> str:
         return "n-gram"
-
-    @property
-    def pass_overhead(self) -> Seconds:
-        return 0.0
-
-    def drafter(self, target: ModelSpec) -> ModelSpec | None:  # noqa: ARG002
-        return None
-
-    def weight_bytes(self, target: ModelSpec) -> float:  # noqa: ARG002
-        return 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,9 @@ YAML of that noun: whoever adds a file is examined unasked. ``preempting_name`` 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cache
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -268,10 +270,15 @@ class PlainPrefixPool(BlockPool):
 # builders
 
 
-def _sheet(noun: str, name: str) -> dict[str, Any]:
-    """conf/<noun>/<name>.yaml as plain data."""
+@cache
+def _parsed(noun: str, name: str) -> dict[str, Any]:
     data: dict[str, Any] = yaml.safe_load((CONF / noun / f"{name}.yaml").read_text())
     return data
+
+
+def _sheet(noun: str, name: str) -> dict[str, Any]:
+    """conf/<noun>/<name>.yaml as plain data, the caller's own."""
+    return deepcopy(_parsed(noun, name))
 
 
 def _pool(

@@ -10,9 +10,9 @@ from pathlib import Path
 from rich.console import Console
 
 from mist.calibration.calibrate import calibrate as fitted
+from mist.calibration.page import page
 from mist.calibration.sheet import sheet
 from mist.errors import InputError
-from mist.report.calibration import page
 from mist.validation.harness import Overrides
 
 _NAME = re.compile(r"[\w-]+\Z")

@@ -1,10 +1,10 @@
 """A model that reads and does not write, on devices of its own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mist.clients.batches import Batches
 from mist.clients.host import Host
+from mist.clients.servers import OnDevices
 from mist.clients.station import Server, Task, check_station
 from mist.errors import Infeasible
 from mist.hardware import HardwareSpec
@@ -13,7 +13,7 @@ from mist.model import ModelSpec
 from mist.perf.base import PerfModel, Replica, StepShape
 from mist.perf.engine import EngineProfile
 from mist.perf.footprint import check_layout, device_weights
-from mist.perf.power import LINEAR, LinearPower, joules
+from mist.perf.power import LINEAR, LinearPower
 from mist.units import Seconds
 
 
@@ -58,28 +58,19 @@ class EncoderStation:
         return self.tp * self.servers
 
     def server(self, kernel: Kernel, hosts: Mapping[str, Host]) -> Server:  # noqa: ARG002
-        return Encoder(kernel, self)
+        self._check_memory()
+        steps, longest = self.perf.of(self.replica), self.model.context
+        efficiency = [getattr(self.perf, f"{name}_efficiency", 1.0) for name in ("matmul", "bandwidth")]
+        load = self.power.of(self.replica, *efficiency)
 
+        def spent(batch: list[Task]) -> tuple[float, float]:
+            shape = StepShape(0, 0, tuple((min(t.tokens, longest), 0) for t in batch for _ in range(t.items)))
+            return steps.step_time(shape), load.step(shape)
 
-class Encoder:
-    """Runs a batch in one step of a model on devices of its own."""
+        return OnDevices(kernel, self.hardware, servers=self.servers, each=self.tp, spent=spent)
 
-    def __init__(self, kernel: Kernel, spec: EncoderStation) -> None:
-        self.spec = spec
-        weights, sheet = device_weights(spec.replica), spec.hardware
-        if weights > sheet.memory * spec.engine.memory_utilization:
-            why = f"{spec.model.name} needs {weights / 1e9:.1f} GB of weights on each {sheet.name} of {spec.tp}"
-            raise Infeasible(f"{why}, the engine may use {sheet.memory * spec.engine.memory_utilization / 1e9:.1f}")
-        self.steps = spec.perf.of(spec.replica)
-        efficiency = [getattr(spec.perf, f"{name}_efficiency", 1.0) for name in ("matmul", "bandwidth")]
-        self._load = spec.power.of(spec.replica, *efficiency)
-        self.batches = Batches(kernel)
-
-    def run(self, batch: list[Task], call: Callable[[], None]) -> None:
-        longest = self.spec.model.context
-        shape = StepShape(0, 0, tuple((min(t.tokens, longest), 0) for t in batch for _ in range(t.items)))
-        self.batches.run(self.steps.step_time(shape), self._load.step(shape), call)
-
-    def joules(self, elapsed: float) -> float:
-        hardware, tp = self.spec.hardware, self.spec.tp
-        return joules(hardware, tp, elapsed * self.spec.servers, *self.batches.worked())
+    def _check_memory(self) -> None:
+        weights, room = device_weights(self.replica), self.hardware.memory * self.engine.memory_utilization
+        if weights > room:
+            why = f"{self.model.name} needs {weights / 1e9:.1f} GB of weights on each {self.hardware.name} of {self.tp}"
+            raise Infeasible(f"{why}, the engine may use {room / 1e9:.1f}")

@@ -3,19 +3,18 @@
 The physics is that of mist/perf/encoder.py on both, so that where an embedder or a reranker runs is one choice.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from mist.clients.batches import Batches
 from mist.clients.host import Host
+from mist.clients.servers import OnDevices, OnHost
 from mist.clients.station import Server, Task, check_station
 from mist.errors import InputError
 from mist.hardware import HardwareSpec
 from mist.kernel import Kernel
 from mist.model import Dtype, ModelSpec
 from mist.perf.encoder import EncoderEngine, TextEncoder, check_encoder, weight_bytes
-from mist.perf.power import joules
 from mist.units import Seconds
 
 
@@ -54,7 +53,10 @@ class HostEncoder:
         return self.host
 
     def server(self, kernel: Kernel, hosts: Mapping[str, Host]) -> Server:  # noqa: ARG002
-        return TextsOnHost(hosts[self.host], self)
+        host = hosts[self.host]
+        host.hold(weight_bytes(self.model, self.dtype), self.model.name)
+        encoder = TextEncoder(self.model, host.spec.hardware, self.engine, self.dtype, self.causal)
+        return OnHost(host, self.cores, lambda batch: encoder.work(_texts(batch)))
 
 
 @dataclass(frozen=True)
@@ -96,38 +98,13 @@ class DeviceEncoder:
         return self.servers
 
     def server(self, kernel: Kernel, hosts: Mapping[str, Host]) -> Server:  # noqa: ARG002
-        return TextsOnDevice(kernel, self)
+        return OnDevices(kernel, self.hardware, servers=self.servers, spent=self._spent)
+
+    def _spent(self, batch: list[Task]) -> tuple[float, float]:
+        time = self.encoder.work(_texts(batch)).latency
+        return time, time
 
 
 def _texts(batch: list[Task]) -> list[int]:
     """Tokens of every text of a batch."""
     return [task.tokens for task in batch for _ in range(task.items)]
-
-
-class TextsOnHost:
-    """Runs batches on a shared host, whose energy is the host's."""
-
-    def __init__(self, host: Host, spec: HostEncoder) -> None:
-        self.host, self.cores = host, spec.cores
-        host.hold(weight_bytes(spec.model, spec.dtype), spec.model.name)
-        self.encoder = TextEncoder(spec.model, host.spec.hardware, spec.engine, spec.dtype, spec.causal)
-
-    def run(self, batch: list[Task], call: Callable[[], None]) -> None:
-        self.host.run(self.encoder.work(_texts(batch)), self.cores, call)
-
-    def joules(self, elapsed: float) -> float:  # noqa: ARG002
-        return 0.0
-
-
-class TextsOnDevice:
-    """Runs a batch a server."""
-
-    def __init__(self, kernel: Kernel, spec: DeviceEncoder) -> None:
-        self.spec, self.encoder, self.batches = spec, spec.encoder, Batches(kernel)
-
-    def run(self, batch: list[Task], call: Callable[[], None]) -> None:
-        time = self.encoder.work(_texts(batch)).latency
-        self.batches.run(time, time, call)
-
-    def joules(self, elapsed: float) -> float:
-        return joules(self.spec.hardware, 1, elapsed * self.spec.servers, *self.batches.worked())

@@ -1,16 +1,15 @@
 """Stations whose batches are work: on a host that others share, or on a device that nobody does."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from mist.clients.batches import Batches
 from mist.clients.host import Host
+from mist.clients.servers import OnDevices, OnHost
 from mist.clients.station import Server, Task, check_station
 from mist.errors import InputError
 from mist.hardware import HardwareSpec
 from mist.kernel import Kernel
-from mist.perf.power import joules
 from mist.perf.retrieval.checks import check_memory
 from mist.perf.work import ServiceModel, Work
 from mist.units import Seconds
@@ -47,7 +46,9 @@ class HostStation:
         return self.host
 
     def server(self, kernel: Kernel, hosts: Mapping[str, Host]) -> Server:  # noqa: ARG002
-        return OnHost(hosts[self.host], self)
+        host = hosts[self.host]
+        host.hold(getattr(self.work, "memory_bytes", 0.0), self.service)
+        return OnHost(host, self.cores, lambda batch: self.work.work(_items(batch)))
 
 
 class DeviceModel(Protocol):
@@ -63,7 +64,10 @@ class DeviceModel(Protocol):
 
 @dataclass(frozen=True)
 class DeviceStation:
-    """Batches whose ``work`` runs in ``servers`` copies, each on a device of its own, at full power."""
+    """Batches whose ``work`` runs in ``servers`` copies, each on a device of its own, at full power.
+
+    Infeasible where what the model keeps in memory does not fit the device's.
+    """
 
     work: DeviceModel
     servers: int = 1
@@ -88,34 +92,14 @@ class DeviceStation:
         return self.servers
 
     def server(self, kernel: Kernel, hosts: Mapping[str, Host]) -> Server:  # noqa: ARG002
-        return OnDevice(kernel, self)
+        hardware = self.work.hardware
+        check_memory(getattr(self.work, "memory_bytes", 0.0), hardware.memory, "the index", hardware.name)
+        return OnDevices(kernel, hardware, servers=self.servers, spent=self._spent)
+
+    def _spent(self, batch: list[Task]) -> tuple[float, float]:
+        time = self.work.work(_items(batch)).latency
+        return time, time
 
 
-class OnHost:
-    """Runs batches on a shared host, whose energy is the host's."""
-
-    def __init__(self, host: Host, spec: HostStation) -> None:
-        self.host, self.spec = host, spec
-        host.hold(getattr(spec.work, "memory_bytes", 0.0), spec.service)
-
-    def run(self, batch: list[Task], call: Callable[[], None]) -> None:
-        self.host.run(self.spec.work.work(sum(task.items for task in batch)), self.spec.cores, call)
-
-    def joules(self, elapsed: float) -> float:  # noqa: ARG002
-        return 0.0
-
-
-class OnDevice:
-    """Runs a batch a server. Infeasible where what the model keeps in memory does not fit the device's."""
-
-    def __init__(self, kernel: Kernel, spec: DeviceStation) -> None:
-        hardware = spec.work.hardware
-        check_memory(getattr(spec.work, "memory_bytes", 0.0), hardware.memory, "the index", hardware.name)
-        self.spec, self.batches = spec, Batches(kernel)
-
-    def run(self, batch: list[Task], call: Callable[[], None]) -> None:
-        time = self.spec.work.work(sum(task.items for task in batch)).latency
-        self.batches.run(time, time, call)
-
-    def joules(self, elapsed: float) -> float:
-        return joules(self.spec.work.hardware, 1, elapsed * self.spec.servers, *self.batches.worked())
+def _items(batch: list[Task]) -> int:
+    return sum(task.items for task in batch)

@@ -1,7 +1,7 @@
 """Automatic prefix caching: full KV blocks are found again by what they hold."""
 
 from collections import OrderedDict
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -231,20 +231,6 @@ class PrefixPool(BlockPool):
     def _count(self) -> None:
         self.used = len(self._refs) - len(self._blank) - len(self._free)
         self.peak = max(self.peak, self.used)
-
-
-def cached_prefixes(pools: Sequence[BlockPool], request: Request) -> list[int]:
-    """Tokens of a waiting request that each pool would find; a walk as long as the longest prefix found."""
-    found = [0] * len(pools)
-    left = [(place, pool) for place, pool in enumerate(pools) if isinstance(pool, PrefixPool)]
-    for index in range((request.known - 1) // pools[0].block_tokens if left else 0):
-        key = left[0][1].key(request, index)
-        left = [(place, pool) for place, pool in left if pool.holds(key)]
-        if not left:
-            break
-        for place, pool in left:
-            found[place] = (index + 1) * pool.block_tokens
-    return found
 
 
 def _admitted(request: Request) -> int:

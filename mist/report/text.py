@@ -1,4 +1,4 @@
-"""A Result and a Capacity as a person reads them in a terminal."""
+"""A Result as a person reads it in a terminal."""
 
 from collections.abc import Iterator, Mapping
 
@@ -8,7 +8,6 @@ from rich.text import Text
 
 from mist.metrics import Check, Latency, PoolReport, Result
 from mist.report.plans import plans, seconds
-from mist.sweep.capacity import Capacity
 
 GOOD, BAD, DIM = "green", "red", "dim"
 
@@ -31,25 +30,6 @@ def simulation(result: Result) -> RenderableType:
         parts.append(Text(f"prices of {result.prices}", DIM))
     parts.append(_verdict(result))
     return Group(*parts)
-
-
-def capacity(answer: Capacity) -> RenderableType:
-    """The largest rate that holds, its spread over seeds, and the Result there."""
-    result = answer.worst
-    if not answer.rate:
-        return Text.assemble(("capacity 0 requests/s: ", BAD), result.reason)
-    head = Text.assemble(("capacity ", ""), (f"{answer.rate:.3g} requests/s", f"bold {GOOD}"))
-    rates = answer.by_seed
-    if len(rates) > 1:
-        spread = (max(rates.values()) - min(rates.values())) / answer.rate
-        each = ", ".join(f"{rate:.3g}" for rate in rates.values())
-        head.append(f"   {len(rates)} seeds: {each} (spread {spread:.1%})")
-    else:
-        head.append("   one seed; --seeds 3 shows the spread", DIM)
-    if result.pools:
-        head.append(f"\n{answer.tokens_per_dollar:,.0f} output tokens per dollar within SLO", "bold")
-    head.append(f"   {answer.probes} simulations", DIM)
-    return Group(head, Text(), simulation(result))
 
 
 def deployment(result: Result) -> Table:

@@ -11,13 +11,14 @@ from typing import Any
 
 from mist.build import build
 from mist.errors import DeadlineExceeded, ImpossibleLayout, InputError, OutsideProfile, UnmeetableSLO, as_typed
-from mist.metrics import Doomed, Result
+from mist.metrics import Result
 from mist.perf.base import StepModel, StepShape
 from mist.plan.demand import demand
-from mist.pool import services
 from mist.request import Request
 from mist.scenario import Scenario
 from mist.simulate import Stop, refuse_unmeetable, serve
+from mist.ways import services
+from mist.window import Doomed
 from mist.workload.traffic import Traffic, check_open
 
 PRECISION = 1.02  # lowest rate known to fail over highest known to hold

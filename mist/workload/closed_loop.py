@@ -7,13 +7,14 @@ import numpy as np
 from mist.errors import InputError
 from mist.streams import stream
 from mist.units import Seconds
+from mist.workload.drawn import Drawn
 from mist.workload.lengths import Lengths
 from mist.workload.trace import Trace
 from mist.workload.traffic import Loop, Traffic, check_requests
 
 
 @dataclass(frozen=True)
-class ClosedLoop:
+class ClosedLoop(Drawn):
     """``concurrency`` clients share ``requests`` requests of ``inputs`` and ``outputs`` tokens.
 
     A client waits ``think`` seconds between an answer and its next request; all begin at once. None is as many
@@ -41,13 +42,6 @@ class ClosedLoop:
     def rate(self) -> None:
         """It has none."""
 
-    def own_rate(self) -> float:
-        """A rate at which nothing depends on it."""
-        return 1.0
-
-    def content(self) -> str:
-        return ""
-
     def traffic(self, seed: int) -> Traffic:
         n = self.requests
         inputs = self.inputs.draw(n, stream(seed, "workload.inputs"))
@@ -56,7 +50,7 @@ class ClosedLoop:
 
 
 @dataclass(frozen=True)
-class ClosedTrace:
+class ClosedTrace(Drawn):
     """``concurrency`` clients take the requests of the file at ``path`` in its order, whatever their times."""
 
     path: str
@@ -75,10 +69,6 @@ class ClosedTrace:
     @property
     def rate(self) -> None:
         """It has none."""
-
-    def own_rate(self) -> float:
-        """A rate at which nothing depends on it."""
-        return 1.0
 
     def content(self) -> str:
         return self._trace().content()

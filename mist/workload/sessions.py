@@ -8,12 +8,13 @@ from mist.errors import InputError
 from mist.streams import stream
 from mist.units import PerSecond
 from mist.workload.content import SessionTurns
+from mist.workload.drawn import Drawn
 from mist.workload.lengths import Lengths
 from mist.workload.traffic import Traffic, check_rate, check_requests
 
 
 @dataclass(frozen=True)
-class ChatSessions:
+class ChatSessions(Drawn):
     """A cycle of ``requests`` requests in sessions of ``turns`` turns each (the last one may be cut short), open loop.
 
     Turn k's prompt is the system prompt (``system`` tokens, one of ``groups``), all earlier messages and answers
@@ -42,12 +43,6 @@ class ChatSessions:
             if getattr(self, field) < 0:
                 raise InputError(field, getattr(self, field), "must not be negative")
         check_rate(self.rate)
-
-    def own_rate(self) -> float:
-        return 1.0
-
-    def content(self) -> str:
-        return ""
 
     def traffic(self, seed: int) -> Traffic:
         """One cycle of requests, each a turn."""

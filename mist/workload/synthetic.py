@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from mist.streams import stream
 from mist.units import PerSecond
 from mist.workload.arrivals import Arrivals
+from mist.workload.drawn import Drawn
 from mist.workload.lengths import Lengths
 from mist.workload.traffic import Traffic, check_rate, check_requests, unit_times
 
 
 @dataclass(frozen=True)
-class Synthetic:
+class Synthetic(Drawn):
     """A cycle of ``requests`` requests: ``arrivals`` at ``rate`` with ``inputs`` and ``outputs`` tokens each.
 
     Having no recorded rate, it runs at 1 request/s where ``rate`` is None.
@@ -25,12 +26,6 @@ class Synthetic:
     def __post_init__(self) -> None:
         check_requests(self.requests)
         check_rate(self.rate)
-
-    def own_rate(self) -> float:
-        return 1.0
-
-    def content(self) -> str:
-        return ""
 
     def traffic(self, seed: int) -> Traffic:
         n = self.requests

@@ -7,12 +7,13 @@ import numpy as np
 from mist.streams import stream
 from mist.units import PerSecond
 from mist.workload.arrivals import Arrivals
+from mist.workload.drawn import Drawn
 from mist.workload.lengths import Lengths
 from mist.workload.traffic import Traffic, check_rate, check_requests, unit_times
 
 
 @dataclass(frozen=True)
-class Texts:
+class Texts(Drawn):
     """A cycle of ``requests`` texts of ``lengths`` tokens: ``arrivals`` at ``rate``, 1 request/s where that is None.
 
     A pipeline that generates would have one token written for each.
@@ -26,12 +27,6 @@ class Texts:
     def __post_init__(self) -> None:
         check_requests(self.requests)
         check_rate(self.rate)
-
-    def own_rate(self) -> float:
-        return 1.0
-
-    def content(self) -> str:
-        return ""
 
     def traffic(self, seed: int) -> Traffic:
         n = self.requests

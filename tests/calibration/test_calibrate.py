@@ -23,15 +23,25 @@ OWN = {"hardware": "h100", "tp": "1", "perf": "roofline", "engine": "vllm"}
 DEPLOYED = [f"{address}={value}" for address, value in OWN.items()]
 
 
-@pytest.fixture
-def benchmark(tmp_path):
-    """Write the output of a benchmark of ``clients`` in a closed loop, answers of about ``output`` tokens."""
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    """Write the output of a benchmark of ``clients`` in a closed loop, answers of about ``output`` tokens.
 
-    def write(name, clients, output, noise=0.0, true=TRUE, requests=120, prompt=900, **changes):
+    The same benchmark is run once.
+    """
+    files = {}
+
+    def benchmark(*run, **options):
+        asked = repr((run, options))
+        if asked not in files:
+            files[asked] = write(tmp_path_factory.mktemp("runs"), *run, **options)
+        return files[asked]
+
+    def write(directory, name, clients, output, noise=0.0, true=TRUE, requests=120, prompt=900, **changes):
         chance = np.random.default_rng([clients, output])
         inputs = chance.integers(prompt // 3, prompt, requests)
         outputs = chance.integers(max(output // 3, 2), output, requests)
-        trace = tmp_path / "requests.csv"
+        trace = directory / "requests.csv"
         rows = [f"{i},{n},{m}" for i, (n, m) in enumerate(zip(inputs, outputs, strict=True))]
         trace.write_text("\n".join(["arrival,input,output", *rows]))
         config = compose([
@@ -41,7 +51,7 @@ def benchmark(tmp_path):
         ])  # fmt: skip
         served = sorted(simulate(config).requests, key=lambda request: request.id)
         slips = 1 + noise * chance.standard_normal((len(served), 2))
-        file = tmp_path / f"{name}.json"
+        file = directory / f"{name}.json"
         data = {
             "backend": "vllm", "model_id": "meta-llama/Llama-3.1-8B-Instruct", "request_rate": "inf",
             "max_concurrency": clients, "completed": requests,
@@ -57,10 +67,10 @@ def benchmark(tmp_path):
         file.write_text(json.dumps(data))
         return str(file)
 
-    return write
+    return benchmark
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def several(benchmark):
     """Runs that tell all four scalars: concurrencies, output lengths, prompts longer than the token budget."""
 
@@ -71,11 +81,17 @@ def several(benchmark):
     return write
 
 
+@pytest.fixture(scope="module")
+def fitted(several):
+    """What is found in them."""
+    return calibrate(several(), OWN)
+
+
 # what a fit finds
 
 
-def test_scalars_that_made_a_benchmark_are_found_again(several):
-    answer = calibrate(several(), OWN)
+def test_scalars_that_made_a_benchmark_are_found_again(fitted):
+    answer = fitted
     for one in answer.estimates:
         assert one.low is not None, one
         assert one.value == pytest.approx(TRUE[one.name], rel=0.05), one
@@ -104,13 +120,12 @@ def test_a_scalar_that_is_given_is_held_there(several):
         assert estimates[name].value == pytest.approx(TRUE[name], rel=0.05)
 
 
-def test_held_out_cells_do_not_touch_the_fit(several, benchmark):
+def test_held_out_cells_do_not_touch_the_fit(several, benchmark, fitted):
     files = several()
-    alone = calibrate(files, OWN)
     wild = benchmark("wild", 4, 60, true={**TRUE, "step_overhead": 60e-3})
     beside = calibrate([*files, wild], OWN, "file=wild.json")
     assert beside.cells == (len(files), 1)
-    assert [one.value for one in beside.estimates] == [one.value for one in alone.estimates]
+    assert [one.value for one in beside.estimates] == [one.value for one in fitted.estimates]
     errors = {
         score.part: score.mape for score in beside.scores if score.variant == AFTER and score.metric == "tpot_mean"
     }

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from mist.build import build
 from mist.errors import InputError
-from mist.fleet import Autoscale, Span, mean_replicas, seconds
+from mist.fleet import Autoscale
 from mist.pool import PoolSpec
 from mist.simulate import serve
 from mist.slo import SLO
+from mist.spans import Span, mean_replicas, seconds
 from mist.workload.traffic import Traffic
 
 SERVING = ("up", "draining")

@@ -8,11 +8,12 @@ import pytest
 from mist.build import build
 from mist.compose import compose
 from mist.errors import InputError
-from mist.metrics import METRICS, Doomed, percentile, within
+from mist.metrics import METRICS, percentile, within
 from mist.request import RequestClass
 from mist.scenario import Scenario
 from mist.simulate import serve, simulate
 from mist.slo import SLO
+from mist.window import Doomed
 from mist.workload.arrivals import Deterministic, Poisson
 from mist.workload.lengths import Fixed, Uniform
 from mist.workload.mix import Mix, Share

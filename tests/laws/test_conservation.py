@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -13,12 +14,21 @@ LINK = LinkSpec("wire", 1e7, 1e-4)
 ENGINE = {"block_tokens": 4, "reserved_blocks": 0}
 
 
+SCHEDULERS, ROUTERS = (
+    sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / noun).glob("*.yaml"))
+    for noun in ("scheduler", "router")
+)
+# Each with the plainest of the other kind; tests/fuzz draws any two together.
+PAIRS = [*((scheduler, "round_robin") for scheduler in SCHEDULERS), *(("chunked_prefill", r) for r in ROUTERS)]
+
+
 @pytest.fixture(params=["one pool", "one pool, little memory", "disaggregated", "disaggregated, little memory"])
-def deployment(request, scheduler_name, router_name, make_pool, tiny, linear):
+def deployment(request, policies, make_pool, tiny, linear):
     """Pools and link, with little memory or plenty."""
+    scheduler, router = policies
     blocks = 40 if "little" in request.param else 5000
     common = {
-        "model": tiny, "scheduler": scheduler_name, "router": router_name, "kv_blocks": blocks, "engine": ENGINE,
+        "model": tiny, "scheduler": scheduler, "router": router, "kv_blocks": blocks, "engine": ENGINE,
         "limits": {"token_budget": 64, "max_running": 31}, "perf": linear(1e-3, 1e-5, 1e-6), "replicas": 2,
     }  # fmt: skip
     if "one" in request.param:
@@ -26,10 +36,32 @@ def deployment(request, scheduler_name, router_name, make_pool, tiny, linear):
     return {role: make_pool(**common, role=role) for role in ("prefill", "decode")}, LINK
 
 
+@pytest.fixture(params=sorted(set(PAIRS)), ids=" ".join)
+def policies(request):
+    """A scheduler and a router."""
+    return request.param
+
+
 @pytest.fixture
 def load(poisson):
     """120 requests, some of which need more than 160 tokens."""
     return poisson(3, 120, 3000.0, (1, 60), (1, 110))
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """Those made so far, by what was deployed."""
+    return {}
+
+
+@pytest.fixture
+def run(request, runs, deployment, load, drive):
+    """The load on the deployment, until nothing is left to do; several laws look at the same one."""
+    made = request.node.callspec.id
+    if made not in runs:
+        pools, link = deployment
+        runs[made] = drive(pools, load, link)
+    return runs[made]
 
 
 def test_arrived_is_completed_and_in_flight_and_refused_at_every_instant(deployment, load, drive):
@@ -49,9 +81,7 @@ def test_arrived_is_completed_and_in_flight_and_refused_at_every_instant(deploym
     assert (run.cluster.arrived, run.cluster.in_flight) == (len(load), 0)
 
 
-def test_every_block_is_free_again_when_all_is_done(deployment, load, drive):
-    pools, link = deployment
-    run = drive(pools, load, link)
+def test_every_block_is_free_again_when_all_is_done(run):
     for client in run.clients:
         assert client.kv.used == 0
         assert client.decodes.count == client.decodes.cached == client.waiting == len(client.running) == 0
@@ -59,9 +89,8 @@ def test_every_block_is_free_again_when_all_is_done(deployment, load, drive):
     assert all(not any(pool.outstanding) for pool in run.cluster.pools.values())
 
 
-def test_a_completed_request_has_sampled_exactly_its_output(deployment, load, drive):
-    pools, link = deployment
-    for request in drive(pools, load, link).requests:
+def test_a_completed_request_has_sampled_exactly_its_output(run):
+    for request in run.requests:
         if not request.refused:
             assert request.left == 0
             assert request.known == request.input + request.output
@@ -69,9 +98,9 @@ def test_a_completed_request_has_sampled_exactly_its_output(deployment, load, dr
             assert request.blocks == 0
 
 
-def test_a_request_is_refused_only_if_it_can_never_be_served(deployment, load, drive):
-    pools, link = deployment
-    for request in drive(pools, load, link).requests:
+def test_a_request_is_refused_only_if_it_can_never_be_served(deployment, run):
+    pools, _ = deployment
+    for request in run.requests:
         blocks = next(iter(pools.values())).blocks()
         fits = -(-(request.input + request.output) // ENGINE["block_tokens"]) <= blocks
         assert bool(request.refused) != fits
@@ -95,10 +124,10 @@ def test_a_prefill_client_needs_no_room_for_the_answer(scheduler_name, make_pool
     assert "needs 41 KV blocks, a replica of decode has 40" in run.requests[3].refused
 
 
-def test_effects_follow_their_causes(deployment, load, drive):
+def test_effects_follow_their_causes(deployment, run):
     pools, link = deployment
     front_end = next(iter(pools.values())).engine.front_end
-    for request in drive(pools, load, link).requests:
+    for request in run.requests:
         if request.refused:
             assert request.visits == []
             continue

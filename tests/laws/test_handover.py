@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mist.errors import InputError
-from mist.fleet import seconds
 from mist.handover import HandoverSpec
 from mist.network import LinkSpec
 from mist.request import Stage
 from mist.roles import QueueRatio, SwitchRoles
 from mist.simulate import serve
+from mist.spans import seconds
 
 STEP, TOKEN, CACHED = 1e-3 * 2**0.5, 1e-5 * 3**0.5, 1e-6 * 5**0.5
 LAYERWISE = HandoverSpec(layerwise=True)

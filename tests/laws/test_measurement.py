@@ -7,12 +7,13 @@ from math import ceil, inf
 import numpy as np
 import pytest
 
-from mist.metrics import METRICS, Doomed, percentile, unstable
+from mist.metrics import METRICS, percentile, unstable
 from mist.price import PriceList
 from mist.request import Request
 from mist.scenario import Scenario, Window
 from mist.simulate import serve
 from mist.slo import SLO
+from mist.window import Doomed
 from mist.workload.traffic import Traffic
 
 SERVICE = 1.0  # s

@@ -1,6 +1,7 @@
 """Laws of the data sheets: every YAML under conf/ is examined, so a newcomer is too."""
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def address(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}"
 
 
+@cache
 def read(path: Path) -> dict[str, Any]:
     data: dict[str, Any] = yaml.safe_load(path.read_text())
     return data

@@ -17,6 +17,7 @@ from mist.errors import Infeasible, InputError
 from mist.hardware import HardwareSpec
 from mist.kernel import Kernel
 from mist.model import ModelSpec
+from mist.perf.base import StepShape
 from mist.perf.work import PerQuery, Work
 
 N = 12_000  # visits of one run
@@ -175,11 +176,9 @@ def embedder(sheet):
 
 
 def test_an_encoder_reads_a_batch_in_one_step_and_no_text_beyond_its_context(embedder):
-    server = embedder.server(Kernel(), {})
     seen = visit(replace(embedder, max_batch=2), [(0.0, 0.0), (0.0, 0.0)])
-    from mist.perf.base import StepShape
-
-    assert seen[:, 2] == pytest.approx([server.steps.step_time(StepShape(0, 0, ((100, 0), (100, 0))))] * 2)
+    steps = embedder.perf.of(embedder.replica)
+    assert seen[:, 2] == pytest.approx([steps.step_time(StepShape(0, 0, ((100, 0), (100, 0))))] * 2)
     kernel = Kernel()
     for tokens in (512, 5000):
         embedder.server(kernel, {}).run([Task(tokens, 1, 0.0, 0.0, print)], lambda: None)

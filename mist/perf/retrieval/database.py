@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mist.perf.retrieval.checks import not_negative, positive
+from mist.perf.retrieval.index import Around, Searched
 from mist.perf.work import Work
 from mist.units import Seconds
 
@@ -22,43 +23,19 @@ class Database:
         positive(self, "slowdown")
 
 
-class Index(Protocol):
+class Index(Searched, Protocol):
     """A flat, IVF-PQ or HNSW index."""
-
-    @property
-    def k(self) -> int:
-        """Neighbours that a query returns."""
-
-    @property
-    def recall(self) -> float | None:
-        """Share of the true neighbours among them, where it is known."""
-
-    @property
-    def memory_bytes(self) -> float:
-        """Bytes of the index."""
 
     def work(self, queries: int) -> Work:
         """The work of one batch of so many queries."""
 
 
 @dataclass(frozen=True)
-class Served:
+class Served(Around):
     """An index behind a database; a batch is sent as one query after another over connections of their own."""
 
     index: Index
     database: Database
-
-    @property
-    def k(self) -> int:
-        return self.index.k
-
-    @property
-    def recall(self) -> float | None:
-        return self.index.recall
-
-    @property
-    def memory_bytes(self) -> float:
-        return self.index.memory_bytes
 
     def work(self, queries: int) -> Work:
         inner = self.index.work(1)

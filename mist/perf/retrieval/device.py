@@ -6,31 +6,20 @@ from typing import Protocol
 from mist.errors import InputError
 from mist.hardware import HardwareSpec
 from mist.perf.retrieval.checks import not_negative
+from mist.perf.retrieval.index import Around, Searched
 from mist.perf.work import Work
 from mist.units import Seconds
 
 
-class Scanned(Protocol):
+class Scanned(Searched, Protocol):
     """An index whose search is a scan: flat and IVF-PQ, not a walk over a graph."""
-
-    @property
-    def k(self) -> int:
-        """Neighbours that a query returns."""
-
-    @property
-    def recall(self) -> float | None:
-        """Share of the true neighbours among them, where it is known."""
-
-    @property
-    def memory_bytes(self) -> float:
-        """Bytes of the index."""
 
     def operations(self, queries: int) -> tuple[float, float]:
         """Operations and bytes read by a batch."""
 
 
 @dataclass(frozen=True)
-class OnDevice:
+class OnDevice(Around):
     """A flat or IVF-PQ index in an accelerator's memory, searched by the whole device at once.
 
     Nobody shares the device: all of its time is latency. Whether the index fits is for the station to say.
@@ -49,18 +38,6 @@ class OnDevice:
             if not 0 < getattr(self, field) <= 1:
                 raise InputError(field, getattr(self, field), "must lie in (0, 1]")
         not_negative(self, "call_time")
-
-    @property
-    def k(self) -> int:
-        return self.index.k
-
-    @property
-    def recall(self) -> float | None:
-        return self.index.recall
-
-    @property
-    def memory_bytes(self) -> float:
-        return self.index.memory_bytes
 
     def work(self, queries: int) -> Work:
         flops, traffic = self.index.operations(queries)

@@ -18,11 +18,11 @@ from mist.clients.pipeline import PipelineClient
 from mist.cluster import Cluster
 from mist.errors import InputError
 from mist.faults import NO_FAULTS
-from mist.fleet import seconds
 from mist.memory.prefix import PrefixPool
 from mist.memory.swap import SwapPool
 from mist.policy import Scheduler
 from mist.request import Request
+from mist.spans import seconds
 
 CASES = max(2000, settings().max_examples)
 
