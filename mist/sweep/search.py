@@ -20,9 +20,10 @@ from optuna.distributions import (
 )
 
 from mist.streams import stream
+from mist.sweep.domain import Choice, Domain, Interval, Range, Value
 from mist.sweep.identity import digest
 from mist.sweep.question import Sweep
-from mist.sweep.space import Choice, Design, Domain, Interval, Range, Space, Value
+from mist.sweep.space import Design, Space
 
 _PATIENCE = 5  # repeated proposals in a row before one is drawn that was never seen
 _TRIES = 1000  # draws before an unseen design is looked for by listing them all

@@ -4,9 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mist.errors import InputError
+from mist.sweep.domain import Choice, Interval, Range, domain
+from mist.sweep.grammar import parse
 from mist.sweep.question import override, sweep
 from mist.sweep.search import Search, distribution, parameter
-from mist.sweep.space import Choice, Interval, Range, domain, parse
 
 TEXTS = {
     "hardware": "choice(h100, a100)",
