@@ -37,6 +37,7 @@ from mist.scenario import Scenario
 from mist.slo import SLO
 from mist.stage_times import stage_reports
 from mist.station_report import host_report, station_report
+from mist.steady import steady_notes
 
 
 class Observed(NamedTuple):
@@ -82,6 +83,9 @@ def outcome(  # noqa: PLR0917
         notes.extend(f"class {name}: {note}" for note in tail_notes(own, len(members)) if name)
     if len(cohort) < window.cycle:
         notes.append("the run was stopped early")
+    elif verdict != "unstable":
+        backlog, after = (window.backlog_start, window.backlog_end), kernel.now - window.end
+        notes.extend(steady_notes(slo, _counts(cohort), length, backlog, after))
     return Result(
         verdict=verdict,
         reason=reason,

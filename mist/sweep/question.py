@@ -90,8 +90,8 @@ class Sweep:
     """One question: a base deployment, what may be varied, and how long to look.
 
     ``base`` are overrides every design shares; ``space`` maps override keys to sets of values and ``when`` some of
-    them to a condition and ``derived`` gives keys that follow from others (``mist.sweep.grammar``); ``seeds`` is how many traffic
-    seeds judge a design.
+    them to a condition and ``derived`` gives keys that follow from others (``mist.sweep.grammar``); ``seeds`` is how
+    many traffic seeds judge a design.
     ``screen`` are overrides that hold only while searching, to judge faster and less exactly; the leaders are then
     confirmed without them.
     """
