@@ -5,9 +5,11 @@ from math import ceil, inf
 import numpy as np
 import pytest
 
+from mist.metrics import Counts
 from mist.scenario import Window
 from mist.simulate import LONGEST_WARM_UP, serve
 from mist.slo import SLO
+from mist.steady import steady_notes
 from mist.sweep.capacity import search
 from mist.workload.traffic import Traffic
 
@@ -119,8 +121,8 @@ def test_a_window_that_is_no_steady_state_says_so(seats):
     empty = serve(seats(1000, Window(warmup=0.0)), cycle, 1.5)
     assert any("no steady state" in note for note in empty.window.notes)
     assert not any("no steady state" in note for note in serve(seats(1000), cycle, 2.0).window.notes)
-    hasty = serve(seats(100, ttft_p99=60.0), traffic(1000, 100), 67.0)
-    assert any("shorter than ttft_p99 allows" in note for note in hasty.window.notes)
+    (note,) = steady_notes(SLO(ttft_p99=60.0), Counts(1000, 1000, 0, 0), 15.0, (10, 40), 5.0)
+    assert "shorter than ttft_p99 allows" in note
 
 
 def test_the_warm_up_is_whole_requests(seats):
