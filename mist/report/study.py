@@ -13,12 +13,16 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from mist.report.progress import clock, scale, settings
+from mist.report.objective import OBJECTIVES
+from mist.report.progress import amount, clock, scale, settings
 
 ROWS = 10  # of the ranked table
 _OBSERVED = re.compile(
     r"\d[\d.e+-]* s(?= > )|(?<=takes )\d[\d.e+-]* s"
 )  # what one design did, in a reason that many share
+
+
+_NUMBER = re.compile(r"\d[\d.,e+-]*")
 
 
 class Row(Protocol):
@@ -42,6 +46,23 @@ class Row(Protocol):
     def seeds(self) -> tuple[int, ...]: ...
     @property
     def tied(self) -> bool: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+
+class Decided(Protocol):
+    """How much of a space its bounds have decided (``mist.sweep.best_first.Standing``)."""
+
+    @property
+    def designs(self) -> int: ...
+    @property
+    def judged(self) -> int: ...
+    @property
+    def ruled_out(self) -> int: ...
+    @property
+    def left(self) -> int: ...
+    @property
+    def highest(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -58,6 +79,8 @@ class Answer:
     limits: Mapping[str, float]
     commands: Mapping[str, str]
     screen: Mapping[str, Any]
+    objective: str = "tokens_per_dollar"
+    decided: Decided | None = None
     wall_s: float | None = None
     unfinished: str | None = None
 
@@ -71,12 +94,14 @@ def print_answer(answer: Answer, to: Console) -> None:
     """The ranked table, what it rests on, and how to replay the best; or why there is none."""
     to.print()
     if answer.rows:
-        to.print(ranked_table(answer.rows, answer.limits, to))
+        to.print(ranked_table(answer.rows, answer.limits, to, answer.objective))
         same = {key: value for key, value in answer.rows[0].design.items() if key not in _varied(answer.rows[:ROWS])}
         if same:
             to.print(Text(f"All of these: {settings(same)}."), soft_wrap=True)
         for note in notes(answer.rows, answer.screen):
             to.print(Text(note, style="dim"), soft_wrap=True)
+        for note in cautions(answer.rows):
+            to.print(Text(note, style="yellow"), soft_wrap=True)
     elif not answer.unfinished:
         to.print(Text("No design is feasible.", style="bold red"))
     refuted = [line for line in answer.lines if line["rung"] == "confirm" and line["state"] == "infeasible"]
@@ -89,6 +114,8 @@ def print_answer(answer: Answer, to: Console) -> None:
     _print_failures(answer.lines, to)
     to.print()
     to.print(_counted(answer), soft_wrap=True)
+    if answer.decided is not None and answer.rows:
+        to.print(said(answer.decided, answer.rows[0].value), soft_wrap=True)
     for name, command in answer.commands.items():
         label = {"capacity": "judge the best again", "simulate": "simulate it at capacity"}.get(name, name)
         to.print(Text.assemble((f"{label}:", "dim"), f"\n  {command}"), soft_wrap=True)
@@ -141,22 +168,51 @@ def _counted(answer: Answer) -> str:
     return text if answer.wall_s is None else f"{text}; {clock(answer.wall_s)} of wall time"
 
 
-def ranked_table(rows: Sequence[Row], limits: Mapping[str, float], console: Console) -> Table:
+def said(decided: Decided, best: float) -> str:
+    """What bounds have decided: of so many designs, so many ruled out, and whether any that is left could be better."""
+    text = f"{decided.designs} designs: {decided.ruled_out} ruled out by their bounds, {decided.judged} judged"
+    if not decided.left:
+        return f"{text}: no other can be among the leaders."
+    reach = f"at most {amount(decided.highest)} per dollar ({decided.highest / best:.2f} x the best)"
+    return f"{text}, {decided.left} left open by the budget, which reach {reach}."
+
+
+def cautions(rows: Sequence[Row]) -> list[str]:
+    """Where the window may have set an answer: by what, and in how many of the rows that rank first."""
+    shown = [row for row in rows[:ROWS] if row.rung == rows[0].rung]
+    found: dict[str, list[str]] = defaultdict(list)
+    for row in shown:
+        own = {_NUMBER.sub("", note): note for note in row.notes}
+        for kind, note in own.items():
+            found[kind].append(note)
+    return [f"{_how_many(len(told), len(shown))}: {told[0]}." for told in found.values()]
+
+
+def _how_many(some: int, of: int) -> str:
+    return "Measured" if of == 1 else f"Measured, all {of}" if some == of else f"Measured, {some} of these {of}"
+
+
+def ranked_table(
+    rows: Sequence[Row], limits: Mapping[str, float], console: Console, objective: str = "tokens_per_dollar"
+) -> Table:
     """Rank, the keys in which designs differ, and what they achieve; as roomy as the console allows."""
     forms = [(("p50", "p99"), 2), (("p50", "p99"), 1), (("p99",), 1), ((), 1)]
-    tables = [_table(rows, limits, percentiles, gap) for percentiles, gap in forms]
+    unit = OBJECTIVES[objective].short
+    tables = [_table(rows, limits, percentiles, gap, unit) for percentiles, gap in forms]
     unbound = console.options.update(max_width=1000)
     widths = [console.measure(table, options=unbound).maximum for table in tables]
     return next((table for table, width in zip(tables, widths, strict=True) if width <= console.width), tables[-1])
 
 
-def _table(rows: Sequence[Row], limits: Mapping[str, float], percentiles: tuple[str, ...], gap: int) -> Table:
+def _table(
+    rows: Sequence[Row], limits: Mapping[str, float], percentiles: tuple[str, ...], gap: int, counted: str
+) -> Table:
     shown = rows[:ROWS]
     keys = _varied(shown)
     factor, prefix = scale(rows[0].value)
     table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
     _columns(table, keys, shown)
-    for header in (f"{prefix} tokens\nper $".strip(), "capacity\nreq/s"):
+    for header in (f"{prefix} {counted}\nper $".strip(), "capacity\nreq/s"):
         table.add_column(header, justify="right", no_wrap=True, vertical="bottom")
     units = {metric: _unit([row.metrics.get(f"{metric}_p99", 0.0) for row in shown]) for metric in ("ttft", "tpot")}
     for metric, (per_unit, unit) in units.items() if percentiles else ():

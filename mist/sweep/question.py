@@ -16,6 +16,9 @@ from mist.sweep.grammar import parse
 from mist.sweep.space import Design, Space
 from mist.units import Bytes, Seconds
 
+Objective = Literal["tokens_per_dollar", "requests_per_dollar", "input_tokens_per_dollar"]
+LISTED = 5000  # designs whose bounds are worked out before any is judged, a few milliseconds each
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -32,11 +35,13 @@ class Budget:
 class Search:
     """Who proposes designs. ``restarts`` cuts the budget into that many independent searches.
 
+    bound: all designs in falling order of what they can reach at most, until no other can be among the leaders;
     tpe: multivariate tree-structured Parzen estimator; nsga2: genetic; qmc: a low-discrepancy sequence; random;
-    grid: every design. A space no larger than the budget is always searched as a grid.
+    grid: every design; auto: bound where designs can be listed, tpe where there are too many. A space no larger than
+    the budget is always searched as a grid by those that draw.
     """
 
-    sampler: Literal["tpe", "nsga2", "qmc", "random", "grid"] = "tpe"
+    sampler: Literal["auto", "bound", "tpe", "nsga2", "qmc", "random", "grid"] = "auto"
     seed: int = 0
     restarts: int = 1
 
@@ -92,6 +97,7 @@ class Sweep:
     ``base`` are overrides every design shares; ``space`` maps override keys to sets of values and ``when`` some of
     them to a condition and ``derived`` gives keys that follow from others (``mist.sweep.grammar``); ``seeds`` is how
     many traffic seeds judge a design.
+    ``objective`` is what to get most of for a dollar, within SLO at capacity: output tokens, requests, or input tokens.
     ``screen`` are overrides that hold only while searching, to judge faster and less exactly; the leaders are then
     confirmed without them.
     """
@@ -102,7 +108,7 @@ class Sweep:
     when: Mapping[str, str] = field(default_factory=dict)
     derived: Mapping[str, str] = field(default_factory=dict)
     screen: Mapping[str, Any] = field(default_factory=dict)
-    objective: Literal["tokens_per_dollar"] = "tokens_per_dollar"
+    objective: Objective = "tokens_per_dollar"
     budget: Budget = field(default_factory=Budget)
     seeds: int = 1
     search: Search = field(default_factory=Search)
@@ -117,11 +123,17 @@ class Sweep:
         if not self.timeout > 0:
             raise InputError("timeout", self.timeout, "must be positive")
         self._check_overrides()
-        size = self.designs.size
-        if self.search.sampler == "grid" and (size is None or size > self.budget.designs):
-            count = "uncountably many" if size is None else f"{size:,}"
+        self._check_sampler()
+
+    def _check_sampler(self) -> None:
+        sampler, size = self.search.sampler, self.designs.size
+        count = "uncountably many" if size is None else f"{size:,}"
+        if sampler == "grid" and not self.exhaustive:
             why = f"a grid judges every design and the space has {count}; raise budget.designs or sample"
-            raise InputError("search.sampler", "grid", why, ("tpe", "nsga2", "qmc", "random"))
+            raise InputError("search.sampler", "grid", why, ("bound", "tpe", "nsga2", "qmc", "random"))
+        if sampler == "bound" and not self._listed:
+            why = f"it lists every design, at most {LISTED:,}, and the space has {count}"
+            raise InputError("search.sampler", "bound", why, ("tpe", "nsga2", "qmc", "random"))
 
     def _check_overrides(self) -> None:
         for name, given in (
@@ -147,6 +159,15 @@ class Sweep:
     def designs(self) -> Space:
         """The space, with the keys that ``base`` fixes taken out."""
         return parse(self.space, self.when, self.base, self.derived)
+
+    @property
+    def best_first(self) -> bool:
+        """Whether designs are judged in falling order of their bounds."""
+        return self.search.sampler == "bound" or (self.search.sampler == "auto" and self._listed)
+
+    @property
+    def _listed(self) -> bool:
+        return self.designs.size is not None and self.designs.size <= LISTED
 
     @property
     def exhaustive(self) -> bool:

@@ -1,9 +1,10 @@
-"""Who proposes the next design: Optuna by ask and tell, a sequence, or a grid.
+"""Who proposes the next design: bounds, Optuna by ask and tell, a sequence, or a grid.
 
 Ordered knobs are suggested as an index, never as a category: on a constrained deployment problem that doubled what
 TPE found in 50 trials. The study lives in memory and is rebuilt from the answers on disk.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
@@ -20,6 +21,7 @@ from optuna.distributions import (
 )
 
 from mist.streams import stream
+from mist.sweep.best_first import Bounded, in_order
 from mist.sweep.domain import Choice, Domain, Interval, Range, Value
 from mist.sweep.identity import digest
 from mist.sweep.question import Sweep
@@ -50,11 +52,22 @@ class Search:
         self._share = ceil(sweep.budget.designs / sweep.search.restarts)
         self._studies: dict[int, optuna.Study] = {}
         self._drawn = np.random.default_rng([sweep.search.seed, len(self._lines)])
-        self._points = self._sequence(sweep)
+        self._queue: deque[Bounded] | None = None
+        self._points = None if sweep.best_first else self._sequence(sweep)
 
-    def propose(self) -> Proposal | None:
-        """The next design, perhaps one that was proposed before; None when the space holds no other."""
-        if self._points is not None:
+    def order(self, bounds: Iterable[Bounded]) -> None:
+        """Go by these bounds, of every design of the space."""
+        self._queue = deque(one for one in in_order(bounds) if digest(one.design) not in self._seen)
+
+    def propose(self, least: float = -1.0) -> Proposal | None:
+        """The next design, perhaps one that was proposed before; None when the space holds no other.
+
+        Of bounded designs only one that may exceed ``least``.
+        """
+        if self._queue is not None:
+            more = self._queue and self._queue[0].bound > least
+            proposal = Proposal(self._queue.popleft().design) if more else None
+        elif self._points is not None:
             design = next(self._points, None) or self._unseen()
             proposal = None if design is None else Proposal(design)
         else:

@@ -18,6 +18,7 @@ SWEEP = {
     "base": BASE,
     "space": {"hardware": "choice(h100, l40s)", "tp": "choice(1, 2)"},
     "screen": {"workload.requests": 60},
+    "search": {"sampler": "grid"},
     "confirm": {"leaders": 1, "seeds": 2},
     "workers": "serial",
 }
