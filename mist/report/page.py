@@ -76,8 +76,7 @@ def _page(study: Told, beside: Sequence[Told], rows: Sequence[Row], others: Othe
     yield f"\n{judged} designs judged: {text}."
     if study.answer.decided is not None and rows:
         yield said(study.answer.decided, rows[0].value)
-    for caution in cautions(rows):
-        yield caution
+    yield from cautions(rows)
     for rung, where in (("confirm", "At full fidelity"), ("", "While searching")):
         lines = [line for line in study.answer.lines if (line["rung"] == "confirm") == bool(rung)]
         for text in list(reasons([line for line in lines if line["state"] == "infeasible"]))[:4]:

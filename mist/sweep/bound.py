@@ -172,8 +172,8 @@ def _of_decodes(step: Seconds, context: float, batch: int, tpot: float, drafts: 
 
 def _of_caches(step: Seconds, context: float, batch: int) -> float:
     """Seconds by which the cache of one decode lengthens a step, in the best of batches."""
-    batches = {batch, *(2**power for power in range(batch.bit_length()))}
-    longer: list[float] = [step(StepShape(size, int(size * context))) - step(StepShape(size, size)) for size in batches]
+    batches = {batch, *(1 << power for power in range(batch.bit_length()))}
+    longer = [step(StepShape(size, int(size * context))) - step(StepShape(size, size)) for size in batches]
     return min(time / size for time, size in zip(longer, batches, strict=True))
 
 

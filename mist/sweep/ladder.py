@@ -134,9 +134,12 @@ class Study:
         self.search.tell(proposal, known)
 
     def confirm_leaders(self) -> Iterator[None]:
-        """Judge the best designs again at full fidelity, one fresh seed a trial."""
+        """Judge the best designs again at full fidelity, one fresh seed a trial.
+
+        Ends where a leader was refuted, and a design that is not judged may take its place.
+        """
         while True:
-            todo = self._unconfirmed()
+            todo = [] if self._reopened else self._unconfirmed()
             while todo and len(self._flying) < self.hands.slots:
                 self._confirm(*todo.pop(0))
             if not self._flying:
@@ -144,6 +147,10 @@ class Study:
             for outcome in self.hands.finished(patience_s=0.25):
                 self.trials.append(self._flying.pop(outcome.number) | self._answered(outcome))
             yield
+
+    @property
+    def _reopened(self) -> bool:
+        return bool(self.bounds) and len(self._known) < self.sweep.budget.designs and self.standing.left > 0
 
     def _leaders(self) -> list[Mapping[str, Any]]:
         return ranking.leaders(self.trials.lines, self.sweep.confirm.leaders)
