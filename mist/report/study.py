@@ -60,6 +60,8 @@ class Decided(Protocol):
     @property
     def ruled_out(self) -> int: ...
     @property
+    def impossible(self) -> int: ...
+    @property
     def left(self) -> int: ...
     @property
     def highest(self) -> float: ...
@@ -170,7 +172,8 @@ def _counted(answer: Answer) -> str:
 
 def said(decided: Decided, best: float) -> str:
     """What bounds have decided: of so many designs, so many ruled out, and whether any that is left could be better."""
-    text = f"{decided.designs} designs: {decided.ruled_out} ruled out by their bounds, {decided.judged} judged"
+    nobody = f" ({decided.impossible} can serve nobody)" if decided.impossible else ""
+    text = f"{decided.designs} designs: {decided.ruled_out} ruled out by their bounds{nobody}, {decided.judged} judged"
     if not decided.left:
         return f"{text}: no other can be among the leaders."
     reach = f"at most {amount(decided.highest)} per dollar ({decided.highest / best:.2f} x the best)"

@@ -34,11 +34,15 @@ def of_json(line: Mapping[str, Any]) -> Bounded:
 
 @dataclass(frozen=True)
 class Standing:
-    """How much of a space is decided; ``highest`` is the best bound of those ``left`` open."""
+    """How much of a space is decided.
+
+    ``impossible`` are those of the ``ruled_out`` that can serve nobody, ``highest`` the best bound of those ``left``.
+    """
 
     designs: int
     judged: int
     ruled_out: int
+    impossible: int
     left: int
     highest: float
 
@@ -65,7 +69,6 @@ def standing(bounds: Sequence[Bounded], lines: Sequence[Mapping[str, Any]], lead
     known = {digest(line["design"]) for line in lines if line["rung"] != "confirm"}
     unknown = [one.bound for one in bounds if digest(one.design) not in known]
     limit = least(lines, leaders)
-    left = [value for value in unknown if value > limit]
-    return Standing(
-        len(bounds), len(bounds) - len(unknown), len(unknown) - len(left), len(left), max(left, default=0.0)
-    )
+    left, out = [value for value in unknown if value > limit], [value for value in unknown if value <= limit]
+    judged = len(bounds) - len(unknown)
+    return Standing(len(bounds), judged, len(out), out.count(0.0), len(left), max(left, default=0.0))

@@ -104,6 +104,7 @@ def test_where_a_search_stands_adds_up():
     assert [of_json(json.loads(json.dumps(one.to_json()))) for one in bounds] == bounds
     stand = standing(bounds, answers([4.0, 5.0]), 1)
     assert (stand.designs, stand.judged, stand.ruled_out, stand.left, stand.highest) == (5, 2, 2, 1, 8.0)
+    assert stand.impossible == 1
 
 
 def test_the_leaders_are_those_of_the_whole_space(ask, lines, capsys):
@@ -116,7 +117,7 @@ def test_the_leaders_are_those_of_the_whole_space(ask, lines, capsys):
     assert few < len(lines(whole)) == 60
     assert len((bounded / "bounds.jsonl").read_text().splitlines()) == 60
     out = " ".join(capsys.readouterr().out.split())
-    assert f"60 designs: {60 - few} ruled out by their bounds, {few} judged: no other can be among the leaders" in out
+    assert f"60 designs: {60 - few} ruled out by their bounds (5 can serve nobody), {few} judged: no other can" in out
 
 
 def test_what_the_budget_leaves_open_is_told(ask, capsys):

@@ -114,7 +114,7 @@ def test_a_value_that_only_some_combinations_refuse_is_no_mistake(ask, tmp_path)
 
 
 def test_a_degree_that_does_not_divide_the_model_is_an_answer(ask, tmp_path):
-    assert ask(space={"tp": "choice(1, 3)"}) == 0
+    assert ask(space={"tp": "choice(1, 3)"}, search=GRID) == 0
     lines = [json.loads(line) for line in (tmp_path / "results/few/latest/trials.jsonl").read_text().splitlines()]
     (refused,) = [line for line in lines if line["state"] == "infeasible"]
     assert refused["record"]["reason"].startswith("tp = 3: llama-3.1-8b has")
