@@ -24,6 +24,7 @@ from mist.timed import TimedRun
 from mist.workload.traffic import Loop, Traffic
 
 LONGEST_WARM_UP = 64  # cycles
+MOST_WARM_UP = 16_384  # requests, where that is more than four cycles
 ALONE = 1 / 4096  # of a rate that is too high: requests hardly ever meet
 
 
@@ -97,7 +98,8 @@ def collector_paused() -> Iterator[None]:
 def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never) -> Result:
     """Serve this traffic at ``rate`` requests per second.
 
-    ``stop`` looks at the window's requests and the clock some twenty times a window and may end the run.
+    ``stop`` looks at the window's requests and the clock some twenty times a window and may end the run; it is asked
+    after every warm-up too, where it may only raise.
     """
     classes = tuple(traffic.sizes())
     try:
@@ -106,7 +108,7 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
             seen = counted.run()
             rate = rate if traffic.loop is None else len(traffic) / (seen.end - seen.start)
             return outcome(scenario, counted.cluster, counted.requests, rate, seen, classes)
-        timed = _warmed_up(scenario, traffic, rate)
+        timed = _warmed_up(scenario, traffic, rate, stop)
     except Infeasible as why:
         dollars = scenario.dollars_per_hour
         return Result("infeasible", str(why), rate, scenario.seed, __version__, dollars_per_hour=dollars)
@@ -114,15 +116,17 @@ def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never)
     return outcome(scenario, timed.cluster, timed.requests, rate, seen, classes)
 
 
-def _warmed_up(scenario: Scenario, traffic: Traffic, rate: float) -> TimedRun:
+def _warmed_up(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop) -> TimedRun:
     """A run at the start of its window: twice the warm-up as long as the cluster, empty at first, is still filling."""
     cycle, warm = len(traffic), ceil(scenario.window.warmup * len(traffic))
+    most = min(LONGEST_WARM_UP * cycle, max(4 * cycle, MOST_WARM_UP))
     while True:
         source = _arrivals(traffic, rate, warm, scenario.slo, _kind(scenario))
         start, length = -_instant(traffic, -warm) / rate, cycle / rate
         run = TimedRun(kernel := Kernel(), _cluster(scenario, kernel, cycle), source, warm, cycle, start, length)
         run.warm_up()
-        if warm == 0 or warm >= LONGEST_WARM_UP * cycle or not run.filling:
+        stop((), start)
+        if warm == 0 or warm >= most or not run.filling:
             return run
         warm *= 2
 

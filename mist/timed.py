@@ -46,8 +46,8 @@ class TimedRun:
 
         The cluster was empty when the run began. Of a stationary load, as many tokens have left as are inside when the
         run is as old as two mean stays, a token's stay being its request's. In overload that may never come; but then
-        what nobody has begun to serve grows beyond chance or, where it is links that are overloaded, tokens leave at
-        an even pace.
+        what no engine has begun to serve grows beyond chance or, where it is links that are overloaded, tokens leave
+        at an even pace.
         """
         ended = [request for request in self.requests if _ended(request)]
         left = _tokens(ended)
@@ -57,7 +57,8 @@ class TimedRun:
             early = _tokens([request for request in ended if request.finished <= self.start / 2])
             if left < (1 + RISING) * early:
                 return False
-        return not unstable(len(self.requests), 0, self.cluster.line)
+        unserved = sum(type(request) is Request and not _begun(request) for request in self.requests)
+        return not unstable(len(self.requests), 0, max(unserved, self.cluster.line))
 
     def measure(self, patience: float, stop: Callable[[Sequence[Request], float], bool]) -> Observed:
         """Serve the window and the last of its requests; ``stop`` may end it at any look.
@@ -107,3 +108,7 @@ def _tokens(requests: Sequence[Request]) -> int:
 
 def _ended(request: Request) -> bool:
     return request.finished >= 0 or bool(request.refused or request.lost)
+
+
+def _begun(request: Request) -> bool:
+    return _ended(request) or request.started >= 0 or request.first_token >= 0 or bool(request.visits)

@@ -7,6 +7,7 @@ TPE found in 50 trials. The study lives in memory and is rebuilt from the answer
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import cycle, islice
 from math import ceil
 from typing import Any
 from warnings import catch_warnings, simplefilter
@@ -27,6 +28,7 @@ from mist.sweep.identity import digest
 from mist.sweep.question import Sweep
 from mist.sweep.space import Design, Space
 
+STARTUP = 10  # trials of TPE before it fits anything, Optuna's default
 _PATIENCE = 5  # repeated proposals in a row before one is drawn that was never seen
 _TRIES = 1000  # draws before an unseen design is looked for by listing them all
 
@@ -120,7 +122,17 @@ class Search:
         study = optuna.create_study(direction="maximize", sampler=self._sampler(restart, len(lines)))
         for line in lines:
             study.add_trial(_frozen(self._space, line))
+        if not lines and self._space.conditional:  # or the first good branch is the only one that is ever looked into
+            for branch in self._openings():
+                study.enqueue_trial(branch)
         return study
+
+    def _openings(self) -> Iterator[dict[str, Any]]:
+        """Choices on which conditions rest, every combination in turn, for the trials before any model is fitted."""
+        branches = list(islice(self._space.branches(), STARTUP))
+        domains = {knob.key: knob.domain for knob in self._space.knobs}
+        for branch in islice(cycle(branches), STARTUP):
+            yield {key: parameter(domains[key], value) for key, value in branch.items()}
 
     def _sampler(self, restart: int, told_before: int) -> optuna.samplers.BaseSampler:
         # A sampler seeded alike after a resume would ask for its first designs again.
@@ -128,10 +140,10 @@ class Search:
         if self._search.sampler == "nsga2":
             return optuna.samplers.NSGAIISampler(seed=seed)
         if not self._space.conditional:
-            return optuna.samplers.TPESampler(seed=seed)
+            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
         with catch_warnings():  # group, without which TPE ignores conditional keys, is marked experimental
             simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
+            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, multivariate=True, group=True)
 
     def _sequence(self, sweep: Sweep) -> Iterator[Design] | None:
         """Unseen designs from a grid or a sequence; None where Optuna is to be asked."""

@@ -107,6 +107,16 @@ class Space:
         if whole is not None:
             yield whole
 
+    def branches(self, start: int = 0, branch: Design | None = None) -> Iterator[Design]:
+        """Every combination of values, of the listed keys that conditions read; one of nothing where there are none."""
+        branch, read = branch or {}, {knob.when.key for knob in self.knobs if knob.when}
+        for i, knob in enumerate(self.knobs[start:], start):
+            if knob.key in read and not isinstance(knob.domain, Interval) and self.active(knob, branch):
+                for value in knob.domain.values:
+                    yield from self.branches(i + 1, {**branch, knob.key: value})
+                return
+        yield branch
+
     def point(self, u: np.ndarray) -> Design | None:
         """The design at a point of the unit cube, one coordinate a knob; None where there is none."""
         design: Design = {}
