@@ -11,7 +11,7 @@ from typing import Any
 
 from mist.report.objective import OBJECTIVES
 from mist.report.plot import Bar, Point, amount, bars, points
-from mist.report.study import Answer, Row, cautions, reasons, said
+from mist.report.study import Answer, Row, cautions, reasons, said, timed
 
 MARK = "<!-- written by hand from here on -->"
 LEADERS = "leaders.svg"
@@ -45,7 +45,8 @@ def write(file: Path, study: Told, beside: Sequence[Told] = ()) -> None:
     marks = list(_marks(study.answer.lines, confirmed))
     if marks:
         title = "Every feasible design of the search, confirmed ones ringed"
-        (file.parent / DESIGNS).write_text(points(title, "TPOT P99, ms", f"{_unit(study)} per dollar", marks))
+        latency = f"{timed(confirmed)[-1].upper()} P99, ms"
+        (file.parent / DESIGNS).write_text(points(title, latency, f"{_unit(study)} per dollar", marks))
 
 
 def spoken(design: Mapping[str, object]) -> str:
@@ -104,8 +105,10 @@ def _named(name: str) -> str:
 
 
 def _table(rows: Sequence[Row], others: Others, unit: str) -> Iterator[str]:
-    yield f"| # | design | {unit}/$ | ratio | requests/s | TTFT P50 / P99, ms | TPOT P50 / P99, ms | $/h |"
-    yield "|--:|---|--:|--:|--:|--:|--:|--:|"
+    latencies = timed(rows)
+    columns = " | ".join(f"{metric.upper()} P50 / P99, ms" for metric in latencies)
+    yield f"| # | design | {unit}/$ | ratio | requests/s | {columns} | $/h |"
+    yield "|--:|---|--:|--:|--:|" + "--:|" * (len(latencies) + 1)
     told = [(spoken(row.design) or "the base", row) for row in rows] + list(others)
     reference = (others[0][1] if others else rows[0]).value
     tied = any(row.tied for row in rows)
@@ -114,7 +117,7 @@ def _table(rows: Sequence[Row], others: Others, unit: str) -> Iterator[str]:
     for place, (label, row) in zip(places, told, strict=True):
         rates = f"{row.capacity:.3g}" + (f" ±{row.capacity_error:.2g}" if row.capacity_error is not None else "")
         cells = [place, label, _value(row), f"{row.value / reference:.2f}", rates]
-        cells += [_tails(row, "ttft"), _tails(row, "tpot"), f"{row.metrics['dollars_per_hour']:.2f}"]
+        cells += [*(_tails(row, metric) for metric in latencies), f"{row.metrics['dollars_per_hour']:.2f}"]
         yield f"| {' | '.join(cells)} |"
 
 
@@ -146,9 +149,9 @@ def _leaders_plot(rows: Sequence[Row], others: Others, unit: str) -> str:
 
 
 def _marks(lines: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> Iterator[Point]:
-    leading = [dict(row.design) for row in rows]
+    leading, latency = [dict(row.design) for row in rows], f"{timed(rows)[-1]}_p99"
     for line in lines:
-        if line["rung"] != "confirm" and line["state"] == "ok" and "tpot_p99" in line["record"]["metrics"]:
+        if line["rung"] != "confirm" and line["state"] == "ok" and latency in line["record"]["metrics"]:
             record, design = line["record"], line["design"]
             group = str(design.get("scheduler", design.get("cluster", "")))
-            yield Point(record["metrics"]["tpot_p99"] * 1e3, record["value"], group, design in leading)
+            yield Point(record["metrics"][latency] * 1e3, record["value"], group, design in leading)

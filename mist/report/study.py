@@ -217,7 +217,7 @@ def _table(
     _columns(table, keys, shown)
     for header in (f"{prefix} {counted}\nper $".strip(), "capacity\nreq/s"):
         table.add_column(header, justify="right", no_wrap=True, vertical="bottom")
-    units = {metric: _unit([row.metrics.get(f"{metric}_p99", 0.0) for row in shown]) for metric in ("ttft", "tpot")}
+    units = {metric: _unit([row.metrics.get(f"{metric}_p99", 0.0) for row in shown]) for metric in timed(shown)}
     for metric, (per_unit, unit) in units.items() if percentiles else ():
         bounds = [limits.get(f"{metric}_{percentile}") for percentile in percentiles]
         allowed = " / ".join("-" if bound is None else f"{bound * per_unit:.4g}" for bound in bounds)
@@ -238,6 +238,11 @@ def _table(
         once = row.rung != rows[0].rung or row.rung == "screen"
         table.add_row(*cells, style="dim" if once else "bold" if i == 0 else "")
     return table
+
+
+def timed(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The latencies worth a column: of answers that are not tokens there is but one."""
+    return ("ttft", "tpot") if any(row.metrics.get("tpot_p99") for row in rows) else ("e2e",)
 
 
 def _varied(shown: Sequence[Row]) -> list[str]:
