@@ -222,7 +222,7 @@ def _table(
         bounds = [limits.get(f"{metric}_{percentile}") for percentile in percentiles]
         allowed = " / ".join("-" if bound is None else f"{bound * per_unit:.4g}" for bound in bounds)
         names = " / ".join(percentiles).upper()
-        limit = f"≤ {allowed}" if any(bounds) else "no limit"
+        limit = f"≤ {allowed}" if any(bounds) else _elsewhere(metric, limits, per_unit)
         table.add_column(f"{metric.upper()}, {unit}\n{names}\n{limit}", justify="right", no_wrap=True)
     table.add_column("\n\n$/h", justify="right", no_wrap=True)
     for i, row in enumerate(shown):
@@ -238,6 +238,13 @@ def _table(
         once = row.rung != rows[0].rung or row.rung == "screen"
         table.add_row(*cells, style="dim" if once else "bold" if i == 0 else "")
     return table
+
+
+def _elsewhere(metric: str, limits: Mapping[str, float], per_unit: float) -> str:
+    """Limits on percentiles that are not shown."""
+    told = [(name.rpartition("_"), limit) for name, limit in limits.items()]
+    own = [f"{parts[2].upper()} ≤ {limit * per_unit:.4g}" for parts, limit in told if parts[0] == metric]
+    return ", ".join(own) or "no limit"
 
 
 def timed(rows: Sequence[Row]) -> tuple[str, ...]:
