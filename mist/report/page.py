@@ -11,7 +11,8 @@ from typing import Any
 
 from mist.report.objective import OBJECTIVES
 from mist.report.plot import Bar, Point, amount, bars, points
-from mist.report.study import Answer, Row, cautions, reasons, said, timed
+from mist.report.standing import cautions, said
+from mist.report.study import Answer, Row, reasons, timed
 
 MARK = "<!-- written by hand from here on -->"
 LEADERS = "leaders.svg"

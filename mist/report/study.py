@@ -14,15 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from mist.report.objective import OBJECTIVES
-from mist.report.progress import amount, clock, scale, settings
+from mist.report.progress import clock, scale, settings
+from mist.report.standing import Decided, cautions, said
 
 ROWS = 10  # of the ranked table
 _OBSERVED = re.compile(
     r"\d[\d.e+-]* s(?= > )|(?<=takes )\d[\d.e+-]* s"
 )  # what one design did, in a reason that many share
-
-
-_NUMBER = re.compile(r"\d[\d.,e+-]*")
 
 
 class Row(Protocol):
@@ -48,23 +46,6 @@ class Row(Protocol):
     def tied(self) -> bool: ...
     @property
     def notes(self) -> tuple[str, ...]: ...
-
-
-class Decided(Protocol):
-    """How much of a space its bounds have decided (``mist.sweep.best_first.Standing``)."""
-
-    @property
-    def designs(self) -> int: ...
-    @property
-    def judged(self) -> int: ...
-    @property
-    def ruled_out(self) -> int: ...
-    @property
-    def impossible(self) -> int: ...
-    @property
-    def left(self) -> int: ...
-    @property
-    def highest(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -102,7 +83,7 @@ def print_answer(answer: Answer, to: Console) -> None:
             to.print(Text(f"All of these: {settings(same)}."), soft_wrap=True)
         for note in notes(answer.rows, answer.screen):
             to.print(Text(note, style="dim"), soft_wrap=True)
-        for note in cautions(answer.rows):
+        for note in cautions(answer.rows[:ROWS]):
             to.print(Text(note, style="yellow"), soft_wrap=True)
     elif not answer.unfinished:
         to.print(Text("No design is feasible.", style="bold red"))
@@ -168,31 +149,6 @@ def _counted(answer: Answer) -> str:
     text += f"{states['failed']} failed; {len(again)} trials of confirmation; "
     text += f"{states['repeat']} repeats answered from memory"
     return text if answer.wall_s is None else f"{text}; {clock(answer.wall_s)} of wall time"
-
-
-def said(decided: Decided, best: float) -> str:
-    """What bounds have decided: of so many designs, so many ruled out, and whether any that is left could be better."""
-    nobody = f" ({decided.impossible} can serve nobody)" if decided.impossible else ""
-    text = f"{decided.designs} designs: {decided.ruled_out} ruled out by their bounds{nobody}, {decided.judged} judged"
-    if not decided.left:
-        return f"{text}: no other can be among the leaders."
-    reach = f"at most {amount(decided.highest)} per dollar ({decided.highest / best:.2f} x the best)"
-    return f"{text}, {decided.left} left open by the budget, which reach {reach}."
-
-
-def cautions(rows: Sequence[Row]) -> list[str]:
-    """Where the window may have set an answer: by what, and in how many of the rows that rank first."""
-    shown = [row for row in rows[:ROWS] if row.rung == rows[0].rung]
-    found: dict[str, list[str]] = defaultdict(list)
-    for row in shown:
-        own = {_NUMBER.sub("", note): note for note in row.notes}
-        for kind, note in own.items():
-            found[kind].append(note)
-    return [f"{_how_many(len(told), len(shown))}: {told[0]}." for told in found.values()]
-
-
-def _how_many(some: int, of: int) -> str:
-    return "Measured" if of == 1 else f"Measured, all {of}" if some == of else f"Measured, {some} of these {of}"
 
 
 def ranked_table(

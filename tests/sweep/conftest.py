@@ -106,7 +106,7 @@ def drive(tmp_path):
 @pytest.fixture(scope="session")
 def on_ray():
     """One private Ray for the whole session, though the environment names a cluster that is not ours."""
-    from mist.sweep.question import RayOptions
+    from mist.sweep.options import RayOptions
     from mist.sweep.workers import OnRay
 
     patch = pytest.MonkeyPatch()
