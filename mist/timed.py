@@ -69,7 +69,7 @@ class TimedRun:
         backlogs, before, drawn = [self.cluster.in_flight], self.cluster.joules, 0.0
         look, over = 0, False
         while not over:
-            look += 1
+            look += 1 if look < LOOKS * (1 + patience) else max(1, (look - LOOKS) // LOOKS)  # far out a twentieth more
             now = self.start + self.length * look / LOOKS
             self._until(now)
             if look <= LOOKS:
