@@ -109,6 +109,12 @@ class Cluster:
         """Requests in the system."""
         return self.arrived - self.completed - self.refused - self.lost
 
+    @property
+    def line(self) -> int:
+        """Requests no engine has admitted, hand-overs without room included, and tasks no station has begun."""
+        lines = [pool.waiting for pool in self.pools.values()]
+        return sum(lines) + sum(len(station.queue) for station in self.stations.values())
+
     def arrive(self, request: Request) -> None:
         """A request is here, now; a Query, unless the pipeline is plain."""
         self.arrived += 1

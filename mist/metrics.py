@@ -161,6 +161,8 @@ class Result:
     goodput_tokens_per_second: float = 0.0  # of those, within SLO
     dollars_per_hour: float = 0.0
     tokens_per_dollar: float = 0.0  # goodput per dollar; 0 unless the SLO held
+    requests_per_dollar: float = 0.0  # completed in the window within SLO; 0 unless the SLO held
+    input_tokens_per_dollar: float = 0.0  # of those requests
     watts: float = 0.0  # mean over the window, all devices
     joules_per_token: float | None = None  # of the output tokens completed in the window; None if there were none
     tokens_per_joule: float = 0.0  # output tokens completed in the window

@@ -35,6 +35,7 @@ from mist.slo import SLO
 from mist.spans import mean_replicas, paid, seconds
 from mist.stage_times import stage_reports
 from mist.station_report import host_report, station_report
+from mist.steady import steady_notes
 from mist.window import tail_notes, window_notes
 
 
@@ -69,6 +70,7 @@ def outcome(  # noqa: PLR0917
     in_slo = [r for r in done if good(r)]
     verdict, reason = _verdict(window, checks)
     goodput = sum(r.output for r in in_slo) / length
+    held = 3600 / length if verdict == "ok" else 0.0
     pools = {name: _pool(scenario, pool, kernel.now, window, requests) for name, pool in cluster.pools.items()}
     dollars = sum(pool.dollars_per_hour for pool in pools.values())
     stations = {n: station_report(s, scenario.price, kernel.now) for n, s in cluster.stations.items()}
@@ -81,6 +83,9 @@ def outcome(  # noqa: PLR0917
         notes.extend(f"class {name}: {note}" for note in tail_notes(own, len(members)) if name)
     if len(cohort) < window.cycle:
         notes.append("the run was stopped early")
+    elif verdict != "unstable":
+        backlog, after = (window.backlog_start, window.backlog_end), kernel.now - window.end
+        notes.extend(steady_notes(slo, _counts(cohort), length, backlog, after))
     return Result(
         verdict=verdict,
         reason=reason,
@@ -100,6 +105,8 @@ def outcome(  # noqa: PLR0917
         dollars_per_hour=dollars,
         prices=scenario.price.source,
         tokens_per_dollar=goodput / (dollars / 3600) if verdict == "ok" and dollars else 0.0,
+        requests_per_dollar=len(in_slo) * held / dollars if dollars else 0.0,
+        input_tokens_per_dollar=sum(r.input for r in in_slo) * held / dollars if dollars else 0.0,
         watts=window.joules / length,
         joules_per_token=window.joules / tokens if tokens else None,
         tokens_per_joule=tokens / window.joules if window.joules else 0.0,

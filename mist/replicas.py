@@ -77,6 +77,12 @@ class Pool:
         """Every client there has been."""
         return self.clients if self.fleet is None else self.fleet.everybody()
 
+    @property
+    def waiting(self) -> int:
+        """Requests that no engine has admitted, hand-overs without room included."""
+        held = 0 if self.fleet is None else len(self.fleet.held)
+        return held + sum(client.waiting + client.expected for client in self.everybody)
+
     def hop_time(self, tokens: int, stage: int) -> float:
         """Seconds to send the activations of ``tokens`` from a pipeline stage to the next."""
         return hop_time(self.spec.replica, tokens, stage, getattr(self.spec.perf, "link_efficiency", 1.0))

@@ -31,11 +31,13 @@ from mist.workload.traffic import Workload, class_names, class_priorities
 
 @dataclass(frozen=True)
 class Window:
-    """What is measured: one cycle of the traffic, after ``warmup`` of a cycle.
+    """What is measured: one cycle of the traffic, after a warm-up of at least ``warmup`` of a cycle.
 
-    Arrivals go on until the last request of the window has ended, for at most ``patience`` cycles more. With
-    ``drain`` nothing arrives after it, and the window lasts until the last answer: what a benchmark client does.
-    In a closed loop the window's requests are counted, and it has no need of patience.
+    The warm-up is doubled until as many tokens have left as are inside (``mist.timed``), so that an empty deployment
+    is not what is measured; 0 measures it from its first request. Arrivals go on until the last request of the window
+    has ended, for at most ``patience`` cycles more, or that many times twice the longest stay so far. With ``drain``
+    nothing arrives after it, and the window lasts until the last answer: what a benchmark client does; it and a closed
+    loop count requests, warm up for exactly ``warmup`` and have no need of patience.
     """
 
     warmup: float = 0.05

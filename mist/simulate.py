@@ -14,20 +14,17 @@ from mist.cluster import Cluster
 from mist.counted import CountedRun
 from mist.errors import Infeasible, UnmeetableSLO
 from mist.kernel import Kernel
-from mist.metrics import (
-    Result,
-    measured,
-    unstable,
-    within,
-)
-from mist.outcome import Observed, outcome
+from mist.metrics import Result, measured, within
+from mist.outcome import outcome
 from mist.plan.query import Query
 from mist.request import UNCLASSED, Request, RequestClass
 from mist.scenario import Scenario
 from mist.slo import SLO, Limit
+from mist.timed import TimedRun
 from mist.workload.traffic import Loop, Traffic
 
-LOOKS = 20  # at the run, per window
+LONGEST_WARM_UP = 64  # cycles
+MOST_WARM_UP = 16_384  # requests, where that is more than four cycles
 ALONE = 1 / 4096  # of a rate that is too high: requests hardly ever meet
 
 
@@ -101,76 +98,69 @@ def collector_paused() -> Iterator[None]:
 def serve(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop = never) -> Result:
     """Serve this traffic at ``rate`` requests per second.
 
-    ``stop`` looks at the window's requests and the clock some twenty times a window and may end the run.
+    ``stop`` looks at the window's requests and the clock some twenty times a window and may end the run; it is asked
+    after every warm-up too, where it may only raise.
     """
-    kernel = Kernel()
+    classes = tuple(traffic.sizes())
     try:
-        cluster = Cluster(
-            kernel,
-            scenario.pools,
-            scenario.link,
-            handover=scenario.handover,
-            faults=scenario.faults,
-            roles=scenario.roles,
-            network=scenario.network,
-            good=within(scenario.slo),
-            seed=scenario.seed,
-            pipeline=scenario.pipeline,
-            stations=scenario.stations,
-            hosts=scenario.hosts,
-            links=scenario.links,
-            cycle=len(traffic),
-            colocated=scenario.colocated,
-        )
+        if traffic.loop is not None or scenario.window.drain:
+            counted = _counted(scenario, traffic, rate, stop)
+            seen = counted.run()
+            rate = rate if traffic.loop is None else len(traffic) / (seen.end - seen.start)
+            return outcome(scenario, counted.cluster, counted.requests, rate, seen, classes)
+        timed = _warmed_up(scenario, traffic, rate, stop)
     except Infeasible as why:
         dollars = scenario.dollars_per_hour
         return Result("infeasible", str(why), rate, scenario.seed, __version__, dollars_per_hour=dollars)
+    seen = timed.measure(scenario.window.patience, stop)
+    return outcome(scenario, timed.cluster, timed.requests, rate, seen, classes)
+
+
+def _warmed_up(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop) -> TimedRun:
+    """A run at the start of its window: twice the warm-up as long as the cluster, empty at first, is still filling."""
     cycle, warm = len(traffic), ceil(scenario.window.warmup * len(traffic))
-    requests: list[Request] = []
-    source = _arrivals(traffic, rate, warm, scenario.slo, Request if scenario.pipeline.plain else Query)
-    if traffic.loop is not None or scenario.window.drain:
-        run = CountedRun(kernel, cluster, source, traffic.loop, warm, cycle, scenario.window.drain, stop)
-        seen = run.run()
-        rate = rate if traffic.loop is None else cycle / (seen.end - seen.start)
-        return outcome(scenario, cluster, run.requests, rate, seen, tuple(traffic.sizes()))
+    most = min(LONGEST_WARM_UP * cycle, max(4 * cycle, MOST_WARM_UP))
+    while True:
+        source = _arrivals(traffic, rate, warm, scenario.slo, _kind(scenario))
+        start, length = -_instant(traffic, -warm) / rate, cycle / rate
+        run = TimedRun(kernel := Kernel(), _cluster(scenario, kernel, cycle), source, warm, cycle, start, length)
+        run.warm_up()
+        stop((), start)
+        if warm == 0 or warm >= most or not run.filling:
+            return run
+        warm *= 2
 
-    def arrive(request: Request) -> None:
-        requests.append(request)
-        cluster.arrive(request)
-        following = next(source)
-        kernel.at(following.arrived, arrive, following)
 
-    first = next(source)
-    kernel.at(first.arrived, arrive, first)
-    start = -_instant(traffic, -warm) / rate
-    length = cycle / rate
-    kernel.run(until=start)
-    kernel.now = max(kernel.now, start)  # energy is drawn between events too
-    backlogs, before, drawn = [cluster.in_flight], cluster.joules, 0.0
-    for look in range(1, ceil(LOOKS * (1 + scenario.window.patience)) + 1):
-        now = start + length * look / LOOKS
-        kernel.run(until=now)
-        kernel.now = now
-        if look <= LOOKS:
-            backlogs.append(cluster.in_flight)
-        cohort = requests[warm : warm + cycle]
-        over = look == LOOKS and unstable(cycle, backlogs[0], backlogs[-1])
-        over = over or stop(cohort, now)
-        if look == LOOKS or (over and look < LOOKS):
-            drawn = cluster.joules - before
-        if over or (look >= LOOKS and all(r.finished >= 0 or r.refused or r.lost for r in cohort)):
-            break
-    kernel.clear()
-    window = Observed(
-        start,
-        start + length * (len(backlogs) - 1) / LOOKS,
-        warm,
-        cycle,
-        backlogs[0],
-        backlogs[-1],
-        drawn,
+def _counted(scenario: Scenario, traffic: Traffic, rate: float, stop: Stop) -> CountedRun:
+    cycle, warm = len(traffic), ceil(scenario.window.warmup * len(traffic))
+    source = _arrivals(traffic, rate, warm, scenario.slo, _kind(scenario))
+    cluster = _cluster(scenario, kernel := Kernel(), cycle)
+    return CountedRun(kernel, cluster, source, traffic.loop, warm, cycle, scenario.window.drain, stop)
+
+
+def _kind(scenario: Scenario) -> type[Request]:
+    return Request if scenario.pipeline.plain else Query
+
+
+def _cluster(scenario: Scenario, kernel: Kernel, cycle: int) -> Cluster:
+    """Everything that serves, empty; Infeasible where a model does not fit."""
+    return Cluster(
+        kernel,
+        scenario.pools,
+        scenario.link,
+        handover=scenario.handover,
+        faults=scenario.faults,
+        roles=scenario.roles,
+        network=scenario.network,
+        good=within(scenario.slo),
+        seed=scenario.seed,
+        pipeline=scenario.pipeline,
+        stations=scenario.stations,
+        hosts=scenario.hosts,
+        links=scenario.links,
+        cycle=cycle,
+        colocated=scenario.colocated,
     )
-    return outcome(scenario, cluster, requests, rate, window, tuple(traffic.sizes()))
 
 
 def _instant(traffic: Traffic, position: int) -> float:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mist.report.objective import OBJECTIVES
 from mist.report.plot import Bar, Point, amount, bars, points
-from mist.report.study import Answer, Row, reasons
+from mist.report.standing import cautions, said
+from mist.report.study import Answer, Row, reasons, timed
 
 MARK = "<!-- written by hand from here on -->"
 LEADERS = "leaders.svg"
@@ -40,11 +42,12 @@ def write(file: Path, study: Told, beside: Sequence[Told] = ()) -> None:
     others = [(_label(run, study), run.answer.rows[0]) for run in beside if run.answer.rows]
     file.write_text("\n".join([*_page(study, beside, confirmed, others), MARK]) + kept)
     if confirmed:
-        (file.parent / LEADERS).write_text(_leaders_plot(confirmed, others))
+        (file.parent / LEADERS).write_text(_leaders_plot(confirmed, others, _unit(study)))
     marks = list(_marks(study.answer.lines, confirmed))
     if marks:
         title = "Every feasible design of the search, confirmed ones ringed"
-        (file.parent / DESIGNS).write_text(points(title, "TPOT P99, ms", "output tokens per dollar", marks))
+        latency = f"{timed(confirmed)[-1].upper()} P99, ms"
+        (file.parent / DESIGNS).write_text(points(title, latency, f"{_unit(study)} per dollar", marks))
 
 
 def spoken(design: Mapping[str, object]) -> str:
@@ -67,12 +70,15 @@ def _page(study: Told, beside: Sequence[Told], rows: Sequence[Row], others: Othe
     yield from (f"    {run.manifest['command']}" for run in (study, *beside))
     yield f"\n{_conditions(study)}\n"
     if rows:
-        yield from _table(rows, others)
+        yield from _table(rows, others, OBJECTIVES[study.answer.objective].short)
         yield f"\n{_legend(rows, others)}\n\n![leaders]({LEADERS})"
     states = Counter(line["state"] for line in study.answer.lines if line["rung"] != "confirm")
     judged = sum(states[state] for state in ("ok", "infeasible", "failed"))
     text = f"{states['ok']} feasible, {states['infeasible']} infeasible, {states['failed']} failed"
     yield f"\n{judged} designs judged: {text}."
+    if study.answer.decided is not None and rows:
+        yield said(study.answer.decided, rows[0].value)
+    yield from cautions(rows)
     for rung, where in (("confirm", "At full fidelity"), ("", "While searching")):
         lines = [line for line in study.answer.lines if (line["rung"] == "confirm") == bool(rung)]
         for text in list(reasons([line for line in lines if line["state"] == "infeasible"]))[:4]:
@@ -99,9 +105,11 @@ def _named(name: str) -> str:
     return f"{metric.upper()} {percentile.upper()}"
 
 
-def _table(rows: Sequence[Row], others: Others) -> Iterator[str]:
-    yield "| # | design | tokens/$ | ratio | requests/s | TTFT P50 / P99, ms | TPOT P50 / P99, ms | $/h |"
-    yield "|--:|---|--:|--:|--:|--:|--:|--:|"
+def _table(rows: Sequence[Row], others: Others, unit: str) -> Iterator[str]:
+    latencies = timed(rows)
+    columns = " | ".join(f"{metric.upper()} P50 / P99, ms" for metric in latencies)
+    yield f"| # | design | {unit}/$ | ratio | requests/s | {columns} | $/h |"
+    yield "|--:|---|--:|--:|--:|" + "--:|" * (len(latencies) + 1)
     told = [(spoken(row.design) or "the base", row) for row in rows] + list(others)
     reference = (others[0][1] if others else rows[0]).value
     tied = any(row.tied for row in rows)
@@ -110,7 +118,7 @@ def _table(rows: Sequence[Row], others: Others) -> Iterator[str]:
     for place, (label, row) in zip(places, told, strict=True):
         rates = f"{row.capacity:.3g}" + (f" ±{row.capacity_error:.2g}" if row.capacity_error is not None else "")
         cells = [place, label, _value(row), f"{row.value / reference:.2f}", rates]
-        cells += [_tails(row, "ttft"), _tails(row, "tpot"), f"{row.metrics['dollars_per_hour']:.2f}"]
+        cells += [*(_tails(row, metric) for metric in latencies), f"{row.metrics['dollars_per_hour']:.2f}"]
         yield f"| {' | '.join(cells)} |"
 
 
@@ -130,17 +138,22 @@ def _legend(rows: Sequence[Row], others: Others) -> str:
     return text + (" =1: not to be told from the best, seed by seed." if any(row.tied for row in rows) else "")
 
 
-def _leaders_plot(rows: Sequence[Row], others: Others) -> str:
+def _unit(study: Told) -> str:
+    return OBJECTIVES[study.answer.objective].unit
+
+
+def _leaders_plot(rows: Sequence[Row], others: Others, unit: str) -> str:
     drawn = [Bar(spoken(row.design) or "the base", row.value, row.value_error, "found by the search") for row in rows]
     drawn += [Bar(label, row.value, row.value_error, "set beside it") for label, row in others]
     drawn.sort(key=lambda bar: -bar.value)
-    return bars("Output tokens per dollar within SLO, at capacity", "tokens per dollar; line: 95 % interval", drawn)
+    title = f"{unit.capitalize()} per dollar within SLO, at capacity"
+    return bars(title, f"{unit.rpartition(' ')[2]} per dollar; line: 95 % interval", drawn)
 
 
 def _marks(lines: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> Iterator[Point]:
-    leading = [dict(row.design) for row in rows]
+    leading, latency = [dict(row.design) for row in rows], f"{timed(rows)[-1]}_p99"
     for line in lines:
-        if line["rung"] != "confirm" and line["state"] == "ok" and "tpot_p99" in line["record"]["metrics"]:
+        if line["rung"] != "confirm" and line["state"] == "ok" and latency in line["record"]["metrics"]:
             record, design = line["record"], line["design"]
             group = str(design.get("scheduler", design.get("cluster", "")))
-            yield Point(record["metrics"]["tpot_p99"] * 1e3, record["value"], group, design in leading)
+            yield Point(record["metrics"][latency] * 1e3, record["value"], group, design in leading)

@@ -32,6 +32,8 @@ class Progress:
     best_value: float | None
     best_design: Mapping[str, object]
     best_rung: str
+    ruled_out: int = 0  # by their bounds
+    unit: str = "tokens"
 
     @property
     def left_s(self) -> float | None:
@@ -102,18 +104,20 @@ def panel(progress: Progress) -> Group:
 
 def sentences(progress: Progress) -> list[Text]:
     """What is done, how it goes, how long it takes, what is best."""
-    what = "designs" if progress.phase == "judging" else "confirmations of the leaders"
+    what = {"judging": "designs", "bounding": "bounds"}.get(progress.phase, "confirmations of the leaders")
     judged = progress.feasible + progress.infeasible + progress.failed
     share = f"feasible {100 * progress.feasible / judged:.0f} %" if judged else "feasible -"
     left = progress.left_s
     texts = [Text(f"{progress.done}/{progress.total} {what}", style="bold"), Text(share)]
     texts.append(Text(f"failed {progress.failed}", style="red" if progress.failed else ""))
+    if progress.ruled_out:
+        texts.append(Text(f"ruled out {progress.ruled_out}"))
     if progress.repeats:
         texts.append(Text(f"repeats {progress.repeats}"))
     texts.append(Text(f"{clock(progress.elapsed_s)} gone, {'-:--' if left is None else clock(left)} left", style="dim"))
     best = Text("best so far: none feasible yet", style="dim")
     if progress.best_value is not None:
-        best = Text.assemble("best so far: ", (f"{amount(progress.best_value)} tokens/$", "bold green"))
+        best = Text.assemble("best so far: ", (f"{amount(progress.best_value)} {progress.unit}/$", "bold green"))
         best.append(f"  {in_short(progress.best_design)}")
         best.append(" (screened)" if progress.best_rung == "screen" else "", style="dim")
     return [*texts, best]

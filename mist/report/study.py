@@ -13,7 +13,9 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from mist.report.objective import OBJECTIVES
 from mist.report.progress import clock, scale, settings
+from mist.report.standing import Decided, cautions, said
 
 ROWS = 10  # of the ranked table
 _OBSERVED = re.compile(
@@ -42,6 +44,8 @@ class Row(Protocol):
     def seeds(self) -> tuple[int, ...]: ...
     @property
     def tied(self) -> bool: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Answer:
     limits: Mapping[str, float]
     commands: Mapping[str, str]
     screen: Mapping[str, Any]
+    objective: str = "tokens_per_dollar"
+    decided: Decided | None = None
     wall_s: float | None = None
     unfinished: str | None = None
 
@@ -71,12 +77,14 @@ def print_answer(answer: Answer, to: Console) -> None:
     """The ranked table, what it rests on, and how to replay the best; or why there is none."""
     to.print()
     if answer.rows:
-        to.print(ranked_table(answer.rows, answer.limits, to))
+        to.print(ranked_table(answer.rows, answer.limits, to, answer.objective))
         same = {key: value for key, value in answer.rows[0].design.items() if key not in _varied(answer.rows[:ROWS])}
         if same:
             to.print(Text(f"All of these: {settings(same)}."), soft_wrap=True)
         for note in notes(answer.rows, answer.screen):
             to.print(Text(note, style="dim"), soft_wrap=True)
+        for note in cautions(answer.rows[:ROWS]):
+            to.print(Text(note, style="yellow"), soft_wrap=True)
     elif not answer.unfinished:
         to.print(Text("No design is feasible.", style="bold red"))
     refuted = [line for line in answer.lines if line["rung"] == "confirm" and line["state"] == "infeasible"]
@@ -89,6 +97,8 @@ def print_answer(answer: Answer, to: Console) -> None:
     _print_failures(answer.lines, to)
     to.print()
     to.print(_counted(answer), soft_wrap=True)
+    if answer.decided is not None and answer.rows:
+        to.print(said(answer.decided, answer.rows[0].value), soft_wrap=True)
     for name, command in answer.commands.items():
         label = {"capacity": "judge the best again", "simulate": "simulate it at capacity"}.get(name, name)
         to.print(Text.assemble((f"{label}:", "dim"), f"\n  {command}"), soft_wrap=True)
@@ -141,29 +151,34 @@ def _counted(answer: Answer) -> str:
     return text if answer.wall_s is None else f"{text}; {clock(answer.wall_s)} of wall time"
 
 
-def ranked_table(rows: Sequence[Row], limits: Mapping[str, float], console: Console) -> Table:
+def ranked_table(
+    rows: Sequence[Row], limits: Mapping[str, float], console: Console, objective: str = "tokens_per_dollar"
+) -> Table:
     """Rank, the keys in which designs differ, and what they achieve; as roomy as the console allows."""
     forms = [(("p50", "p99"), 2), (("p50", "p99"), 1), (("p99",), 1), ((), 1)]
-    tables = [_table(rows, limits, percentiles, gap) for percentiles, gap in forms]
+    unit = OBJECTIVES[objective].short
+    tables = [_table(rows, limits, percentiles, gap, unit) for percentiles, gap in forms]
     unbound = console.options.update(max_width=1000)
     widths = [console.measure(table, options=unbound).maximum for table in tables]
     return next((table for table, width in zip(tables, widths, strict=True) if width <= console.width), tables[-1])
 
 
-def _table(rows: Sequence[Row], limits: Mapping[str, float], percentiles: tuple[str, ...], gap: int) -> Table:
+def _table(
+    rows: Sequence[Row], limits: Mapping[str, float], percentiles: tuple[str, ...], gap: int, counted: str
+) -> Table:
     shown = rows[:ROWS]
     keys = _varied(shown)
     factor, prefix = scale(rows[0].value)
     table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
     _columns(table, keys, shown)
-    for header in (f"{prefix} tokens\nper $".strip(), "capacity\nreq/s"):
+    for header in (f"{prefix} {counted}\nper $".strip(), "capacity\nreq/s"):
         table.add_column(header, justify="right", no_wrap=True, vertical="bottom")
-    units = {metric: _unit([row.metrics.get(f"{metric}_p99", 0.0) for row in shown]) for metric in ("ttft", "tpot")}
+    units = {metric: _unit([row.metrics.get(f"{metric}_p99", 0.0) for row in shown]) for metric in timed(shown)}
     for metric, (per_unit, unit) in units.items() if percentiles else ():
         bounds = [limits.get(f"{metric}_{percentile}") for percentile in percentiles]
         allowed = " / ".join("-" if bound is None else f"{bound * per_unit:.4g}" for bound in bounds)
         names = " / ".join(percentiles).upper()
-        limit = f"≤ {allowed}" if any(bounds) else "no limit"
+        limit = f"≤ {allowed}" if any(bounds) else _elsewhere(metric, limits, per_unit)
         table.add_column(f"{metric.upper()}, {unit}\n{names}\n{limit}", justify="right", no_wrap=True)
     table.add_column("\n\n$/h", justify="right", no_wrap=True)
     for i, row in enumerate(shown):
@@ -179,6 +194,18 @@ def _table(rows: Sequence[Row], limits: Mapping[str, float], percentiles: tuple[
         once = row.rung != rows[0].rung or row.rung == "screen"
         table.add_row(*cells, style="dim" if once else "bold" if i == 0 else "")
     return table
+
+
+def _elsewhere(metric: str, limits: Mapping[str, float], per_unit: float) -> str:
+    """Limits on percentiles that are not shown."""
+    told = [(name.rpartition("_"), limit) for name, limit in limits.items()]
+    own = [f"{parts[2].upper()} ≤ {limit * per_unit:.4g}" for parts, limit in told if parts[0] == metric]
+    return ", ".join(own) or "no limit"
+
+
+def timed(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The latencies worth a column: of answers that are not tokens there is but one."""
+    return ("ttft", "tpot") if any(row.metrics.get("tpot_p99") for row in rows) else ("e2e",)
 
 
 def _varied(shown: Sequence[Row]) -> list[str]:

@@ -224,8 +224,8 @@ def _verdict(result: Result) -> Text:
     if result.verdict == "ok":
         per_dollar = f"{result.tokens_per_dollar:,.0f} output tokens per dollar"
         if not result.pools:
-            hourly, dollars = 3600 * result.attainment * result.requests_per_second, result.dollars_per_hour
-            per_dollar = f"{hourly / dollars:,.0f} requests per dollar" if dollars else "free"
+            worth = f"{result.requests_per_dollar:,.0f} requests per dollar"
+            per_dollar = worth if result.dollars_per_hour else "free"
         price = f" at ${result.dollars_per_hour:.2f}/h"
         if result.stages is not None and result.pools:  # queries take different work
             price += f", ${1000 * result.dollars_per_query:.3g} per 1,000 queries"

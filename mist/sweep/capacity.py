@@ -130,6 +130,7 @@ def judge(config: Mapping[str, Any], traffic: Mapping[int, Traffic], limit_s: fl
     answer["value"] = found.tokens_per_dollar
     answer["constraints"] = _constraints(result)
     answer["metrics"] = _metrics(result)
+    answer["notes"] = list(result.window.notes) if result.window else []
     return answer
 
 
@@ -141,6 +142,7 @@ _NOTHING: dict[str, Any] = {
     "spread": None,
     "metrics": {},
     "constraints": {},
+    "notes": [],
 }
 
 
@@ -149,6 +151,8 @@ def _metrics(result: Result) -> dict[str, float]:
         "output_tokens_per_s": result.output_tokens_per_second,
         "dollars_per_hour": result.dollars_per_hour,
         "attainment": result.attainment,
+        "requests_per_dollar": result.requests_per_dollar,
+        "input_tokens_per_dollar": result.input_tokens_per_dollar,
     }
     for name, figures in (result.latency or {}).items():
         metrics |= {f"{name}_p50": figures.p50, f"{name}_p99": figures.p99}

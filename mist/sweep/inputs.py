@@ -8,6 +8,7 @@ from typing import Any
 from mist.build import build
 from mist.errors import ImpossibleLayout, InputError
 from mist.perf.base import PerfModel
+from mist.sweep.bound import Bound
 from mist.sweep.identity import code, design_identity, digest, ordered_digest
 from mist.sweep.question import Sweep
 from mist.sweep.workers import named
@@ -21,12 +22,14 @@ class World:
     """Dotted paths of the functions a study rests on.
 
     ``composer``: overrides to a config. ``canon``: a config to canonical data, or InputError. ``judge``: a config, its
-    traffic by seed and a limit in seconds to an answer; workers import it by this name.
+    traffic by seed and a limit in seconds to an answer; workers import it by this name. ``bound``: a config, its
+    traffic and an objective to a bound (``mist.sweep.bound``).
     """
 
     composer: str = "mist.compose.compose"
     canon: str = "mist.sweep.identity.canonical"
     judge: str = "mist.sweep.capacity.judge"
+    bound: str = "mist.sweep.bound.bound"
 
     @cached_property
     def compose(self) -> Callable[[list[str]], Config]:
@@ -36,6 +39,11 @@ class World:
     @cached_property
     def canonical(self) -> Callable[[Config], Config]:
         found: Callable[[Config], Config] = named(self.canon)
+        return found
+
+    @cached_property
+    def bounded(self) -> Callable[[Config, Mapping[int, Traffic], str], Bound]:
+        found: Callable[[Config, Mapping[int, Traffic], str], Bound] = named(self.bound)
         return found
 
 
@@ -87,11 +95,12 @@ def reach(sweep: Sweep, world: World, loads: Workloads) -> dict[str, str]:
     rungs = {"": sweep.overrides} | ({" on the screen": sweep.search_overrides} if sweep.screen else {})
     configs = {}
     for where, overrides in rungs.items():
-        configs[f"the base config{where}"] = world.compose(overrides({}))
+        base = configs[f"the base config{where}"] = world.compose(overrides({}))
+        check_objective(sweep.objective, base)
         for label, designs in sweep.designs.probes():
             configs[f"the config of {label}{where}"] = _buildable(world, map(overrides, designs))
     contents = {f"the workload of {name}": loads.content(config) for name, config in configs.items()}
-    asked: dict[str, Any] = {"seeds": sweep.seeds, "timeout": sweep.timeout}
+    asked: dict[str, Any] = {"seeds": sweep.seeds, "timeout": sweep.timeout, "objective": sweep.objective}
     asked |= {name: dict(getattr(sweep, name)) for name in ("space", "when", "derived", "screen")}
     return {
         **{name: ordered_digest(config) for name, config in configs.items()},
@@ -106,6 +115,13 @@ def reach(sweep: Sweep, world: World, loads: Workloads) -> dict[str, str]:
         "the judge": world.judge,
         **code(),
     }
+
+
+def check_objective(objective: str, config: Config) -> None:
+    """InputError where it counts output tokens and the config has no model that writes any."""
+    if objective == "tokens_per_dollar" and config.get("pools", True) == {}:
+        why = "nothing here writes tokens: every design would have none"
+        raise InputError("objective", objective, why, ["requests_per_dollar", "input_tokens_per_dollar"])
 
 
 def step_logs(config: Mapping[str, Any]) -> dict[str, str]:

@@ -7,14 +7,19 @@ where there are none) or ``confirm`` (at full fidelity, one fresh seed). Its ove
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
+from mist.report.objective import OBJECTIVES
 from mist.report.progress import Progress
 from mist.sweep import ranking, store, workers
+from mist.sweep.best_first import Bounded, Standing, least, standing
+from mist.sweep.bound import Bound
 from mist.sweep.identity import digest
 from mist.sweep.inputs import Config, Workloads, World, identity
 from mist.sweep.question import Sweep
 from mist.sweep.search import Proposal, Search
+from mist.sweep.space import Design
 from mist.sweep.workers import Job, Outcome, Workers
 from mist.workload.traffic import Traffic
 
@@ -28,6 +33,7 @@ class Study:
     loads: Workloads
     trials: store.Trials
     hands: Workers
+    bounds: list[Bounded] = field(default_factory=list)  # of every design, where they go by that
     search: Search = field(init=False)
 
     def __post_init__(self) -> None:
@@ -38,12 +44,28 @@ class Study:
         self._flying: dict[int, dict[str, Any]] = {}  # trial number -> its line so far
         self._waiting: dict[str, list[tuple[Proposal, dict[str, Any]]]] = {}  # identity in flight -> who asked for it
 
+    def bound_designs(self) -> Iterator[None]:
+        """Until every design of the space has its bound."""
+        for design in self.sweep.designs.designs():
+            self.bounds.append(Bounded(design, *self._bound(design)))
+            yield
+
+    def _bound(self, design: Design) -> Bound:
+        try:
+            config = self.world.compose(self.sweep.search_overrides(design))
+            traffic = self.loads.traffic(config, self.sweep.study_seeds)
+            return self.world.bounded(config, traffic, self.sweep.objective)
+        except Exception:  # it will be judged, and recorded like any other crash
+            return Bound(inf)
+
     def judge_designs(self) -> Iterator[None]:
         """Until the budget is spent or the space exhausted; yields whenever the state may have changed."""
         exhausted = False
+        if self.bounds:
+            self.search.order(self.bounds)
         while True:
             while not exhausted and self._room():
-                proposal = self.search.propose()
+                proposal = self.search.propose(least(self.trials.lines, self.sweep.confirm.leaders))
                 exhausted = proposal is None
                 if proposal is not None:
                     self._launch(proposal)
@@ -90,7 +112,7 @@ class Study:
         return config, identity(config, self.world, self.loads), self.loads.traffic(config, seeds)
 
     def _land(self, outcome: Outcome) -> None:
-        line = self._flying.pop(outcome.number) | _answered(outcome)
+        line = self._flying.pop(outcome.number) | self._answered(outcome)
         (proposal, _), *others = self._waiting.pop(line["identity"])
         self.trials.append(line)
         self._known[line["identity"]] = line
@@ -98,22 +120,37 @@ class Study:
         for twin, asked in others:
             self._repeat(twin, asked, line)
 
+    def _answered(self, outcome: Outcome) -> dict[str, Any]:
+        record = outcome.record
+        state = "failed" if record is None else "ok" if record["verdict"] == "ok" else "infeasible"
+        if record is not None and self.sweep.objective in record["metrics"]:
+            record = record | {"value": record["metrics"][self.sweep.objective]}
+        answer = {"state": state, "record": record, "error": outcome.error}
+        return answer | {"wall_s": round(outcome.wall_s, 4), "attempts": outcome.attempts}
+
     def _repeat(self, proposal: Proposal, asked: dict[str, Any], known: Mapping[str, Any]) -> None:
         answer = {"state": "repeat", "record": known["record"], "error": known["error"]}
         self.trials.append(asked | answer | {"wall_s": 0.0, "attempts": 0})
         self.search.tell(proposal, known)
 
     def confirm_leaders(self) -> Iterator[None]:
-        """Judge the best designs again at full fidelity, one fresh seed a trial."""
+        """Judge the best designs again at full fidelity, one fresh seed a trial.
+
+        Ends where a leader was refuted, and a design that is not judged may take its place.
+        """
         while True:
-            todo = self._unconfirmed()
+            todo = [] if self._reopened else self._unconfirmed()
             while todo and len(self._flying) < self.hands.slots:
                 self._confirm(*todo.pop(0))
             if not self._flying:
                 return
             for outcome in self.hands.finished(patience_s=0.25):
-                self.trials.append(self._flying.pop(outcome.number) | _answered(outcome))
+                self.trials.append(self._flying.pop(outcome.number) | self._answered(outcome))
             yield
+
+    @property
+    def _reopened(self) -> bool:
+        return bool(self.bounds) and len(self._known) < self.sweep.budget.designs and self.standing.left > 0
 
     def _leaders(self) -> list[Mapping[str, Any]]:
         return ranking.leaders(self.trials.lines, self.sweep.confirm.leaders)
@@ -132,6 +169,11 @@ class Study:
         self._flying[line["number"]] = line
         self.hands.submit(Job(line["number"], config, traffic, self.sweep.timeout))
 
+    @property
+    def standing(self) -> Standing:
+        """How much of the space is decided, where designs go by their bounds."""
+        return standing(self.bounds, self.trials.lines, self.sweep.confirm.leaders)
+
     def progress(self, phase: str, began: float, at_start: int) -> Progress:
         """What there is to show."""
         lines = self.trials.lines
@@ -140,11 +182,17 @@ class Study:
         leaders = {digest(line["design"]) for line in self._leaders()} if confirming else set()
         again = [line for line in lines if line["rung"] == "confirm" and digest(line["design"]) in leaders]
         best = ranking.rank(lines)[:1]
-        size = self.sweep.designs.size or self.sweep.budget.designs
+        size = len(self.bounds) or self.sweep.designs.size or self.sweep.budget.designs
+        ruled_out = self.standing.ruled_out if self.bounds and phase != "bounding" else 0
+        done, total = len(self._known), min(size - ruled_out, self.sweep.budget.designs)
+        if phase == "bounding":
+            done, total = len(self.bounds), self.sweep.designs.size or 0
+        elif confirming:
+            done, total = len(again), len(leaders) * self.sweep.confirm.seeds
         return Progress(
             phase=phase,
-            done=len(again) if confirming else len(self._known),
-            total=len(leaders) * self.sweep.confirm.seeds if confirming else min(size, self.sweep.budget.designs),
+            done=done,
+            total=total,
             at_start=at_start,
             feasible=states.count("ok"),
             infeasible=states.count("infeasible"),
@@ -155,10 +203,6 @@ class Study:
             best_value=best[0].value if best else None,
             best_design=best[0].design if best else {},
             best_rung=best[0].rung if best else "",
+            ruled_out=ruled_out,
+            unit=OBJECTIVES[self.sweep.objective].short,
         )
-
-
-def _answered(outcome: Outcome) -> dict[str, Any]:
-    state = "failed" if outcome.record is None else "ok" if outcome.record["verdict"] == "ok" else "infeasible"
-    answer = {"state": state, "record": outcome.record, "error": outcome.error}
-    return answer | {"wall_s": round(outcome.wall_s, 4), "attempts": outcome.attempts}

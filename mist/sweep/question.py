@@ -11,76 +11,14 @@ import yaml
 import mist
 from mist.build import build
 from mist.errors import InputError
-from mist.sweep.space import Design, Space, Value, parse, scalar
-from mist.units import Bytes, Seconds
+from mist.sweep.domain import Value, scalar
+from mist.sweep.grammar import parse
+from mist.sweep.options import Budget, Confirm, RayOptions, Search
+from mist.sweep.space import Design, Space
+from mist.units import Seconds
 
-
-@dataclass(frozen=True)
-class Budget:
-    """``designs``: how many different designs are judged, repeats not counted."""
-
-    designs: int = 64
-
-    def __post_init__(self) -> None:
-        if self.designs < 1:
-            raise InputError("designs", self.designs, "must be at least 1")
-
-
-@dataclass(frozen=True)
-class Search:
-    """Who proposes designs. ``restarts`` cuts the budget into that many independent searches.
-
-    tpe: multivariate tree-structured Parzen estimator; nsga2: genetic; qmc: a low-discrepancy sequence; random;
-    grid: every design. A space no larger than the budget is always searched as a grid.
-    """
-
-    sampler: Literal["tpe", "nsga2", "qmc", "random", "grid"] = "tpe"
-    seed: int = 0
-    restarts: int = 1
-
-    def __post_init__(self) -> None:
-        if self.restarts < 1:
-            raise InputError("restarts", self.restarts, "must be at least 1")
-        if self.seed < 0:
-            raise InputError("seed", self.seed, "must not be negative")
-
-
-@dataclass(frozen=True)
-class Confirm:
-    """The ``leaders`` best designs are judged again at full fidelity, each over ``seeds`` fresh seeds.
-
-    0 leaders is no confirmation. Where a leader turns out infeasible, the next best takes its place.
-    """
-
-    leaders: int = 5
-    seeds: int = 3
-
-    def __post_init__(self) -> None:
-        if self.leaders < 0:
-            raise InputError("leaders", self.leaders, "must not be negative")
-        if self.seeds < 2:
-            raise InputError("seeds", self.seeds, "a spread needs at least 2")
-
-
-@dataclass(frozen=True)
-class RayOptions:
-    """Where Ray runs. ``address`` null is a private Ray on this machine, otherwise a running cluster's address."""
-
-    address: str | None = None
-    cpus: int | None = None  # of a private Ray; null is all of this machine's
-    in_flight: int = 2  # trials per CPU, so that no CPU waits for the driver
-    object_store: Bytes = 200e6  # of a private Ray: traffic arrays, at most a few MB per seed
-    retries: int = 2  # of a trial whose worker died
-
-    def __post_init__(self) -> None:
-        if self.cpus is not None and self.cpus < 1:
-            raise InputError("cpus", self.cpus, "must be at least 1")
-        if self.in_flight < 1:
-            raise InputError("in_flight", self.in_flight, "must be at least 1")
-        if self.object_store < 80e6:  # Ray refuses less than 75 MiB
-            raise InputError("object_store", self.object_store, "Ray needs at least 80 MB")
-        if self.retries < 0:
-            raise InputError("retries", self.retries, "must not be negative")
+Objective = Literal["tokens_per_dollar", "requests_per_dollar", "input_tokens_per_dollar"]
+LISTED = 5000  # designs whose bounds are worked out before any is judged, a few milliseconds each
 
 
 @dataclass(frozen=True)
@@ -88,8 +26,9 @@ class Sweep:
     """One question: a base deployment, what may be varied, and how long to look.
 
     ``base`` are overrides every design shares; ``space`` maps override keys to sets of values and ``when`` some of
-    them to a condition and ``derived`` gives keys that follow from others (grammar in ``mist.sweep.space``); ``seeds``
-    is how many traffic seeds judge a design.
+    them to a condition and ``derived`` gives keys that follow from others (``mist.sweep.grammar``); ``seeds`` is how
+    many traffic seeds judge a design.
+    ``objective`` is what to get most of for a dollar, within SLO at capacity: output tokens, requests, or input tokens.
     ``screen`` are overrides that hold only while searching, to judge faster and less exactly; the leaders are then
     confirmed without them.
     """
@@ -100,7 +39,7 @@ class Sweep:
     when: Mapping[str, str] = field(default_factory=dict)
     derived: Mapping[str, str] = field(default_factory=dict)
     screen: Mapping[str, Any] = field(default_factory=dict)
-    objective: Literal["tokens_per_dollar"] = "tokens_per_dollar"
+    objective: Objective = "tokens_per_dollar"
     budget: Budget = field(default_factory=Budget)
     seeds: int = 1
     search: Search = field(default_factory=Search)
@@ -115,11 +54,17 @@ class Sweep:
         if not self.timeout > 0:
             raise InputError("timeout", self.timeout, "must be positive")
         self._check_overrides()
-        size = self.designs.size
-        if self.search.sampler == "grid" and (size is None or size > self.budget.designs):
-            count = "uncountably many" if size is None else f"{size:,}"
+        self._check_sampler()
+
+    def _check_sampler(self) -> None:
+        sampler, size = self.search.sampler, self.designs.size
+        count = "uncountably many" if size is None else f"{size:,}"
+        if sampler == "grid" and not self.exhaustive:
             why = f"a grid judges every design and the space has {count}; raise budget.designs or sample"
-            raise InputError("search.sampler", "grid", why, ("tpe", "nsga2", "qmc", "random"))
+            raise InputError("search.sampler", "grid", why, ("bound", "tpe", "nsga2", "qmc", "random"))
+        if sampler == "bound" and not self._listed:
+            why = f"it lists every design, at most {LISTED:,}, and the space has {count}"
+            raise InputError("search.sampler", "bound", why, ("tpe", "nsga2", "qmc", "random"))
 
     def _check_overrides(self) -> None:
         for name, given in (
@@ -145,6 +90,15 @@ class Sweep:
     def designs(self) -> Space:
         """The space, with the keys that ``base`` fixes taken out."""
         return parse(self.space, self.when, self.base, self.derived)
+
+    @property
+    def best_first(self) -> bool:
+        """Whether designs are judged in falling order of their bounds."""
+        return self.search.sampler == "bound" or (self.search.sampler == "auto" and self._listed)
+
+    @property
+    def _listed(self) -> bool:
+        return self.designs.size is not None and self.designs.size <= LISTED
 
     @property
     def exhaustive(self) -> bool:

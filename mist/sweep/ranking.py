@@ -17,7 +17,7 @@ _T_BEYOND = 2.120  # 16 degrees of freedom; slightly wide for more
 class Ranked:
     """One design in the final order.
 
-    ``value`` is tokens per dollar, ``capacity`` requests per second, ``metrics`` the judge's: all means over
+    ``value`` is the objective's, ``capacity`` requests per second, ``metrics`` the judge's: all means over
     ``seeds``, on the highest ``rung`` it reached. ``value_error`` and ``capacity_error`` are half-widths of 95 %
     confidence intervals, None below the rung ``confirm``. ``tied``: over the seeds that both were confirmed on, the
     95 % interval of its difference to the best includes zero.
@@ -34,6 +34,7 @@ class Ranked:
     seeds: tuple[int, ...]
     rates: tuple[float, ...]  # capacity by seed
     tied: bool = False
+    notes: tuple[str, ...] = ()  # why the window, and not the deployment, may have set an answer
 
 
 def half_width(values: Sequence[float]) -> float | None:
@@ -55,8 +56,13 @@ def leaders(lines: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str,
 
     Among the best ``2 * count`` only: where the two rungs disagree that much, going on would only take time.
     """
-    refuted = {digest(line["design"]) for line in lines if line["rung"] == "confirm" and line["state"] != "ok"}
-    return [line for line in feasible(lines)[: 2 * count] if digest(line["design"]) not in refuted][:count]
+    without = refuted(lines)
+    return [line for line in feasible(lines)[: 2 * count] if digest(line["design"]) not in without][:count]
+
+
+def refuted(lines: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Digests of designs that a confirmation found infeasible, or that failed it."""
+    return {digest(line["design"]) for line in lines if line["rung"] == "confirm" and line["state"] != "ok"}
 
 
 def rank(lines: Sequence[Mapping[str, Any]]) -> list[Ranked]:
@@ -87,6 +93,7 @@ def _searched(line: Mapping[str, Any]) -> Ranked:
         metrics=record["metrics"],
         seeds=tuple(line["seeds"]),
         rates=(record["capacity"],) * len(line["seeds"]),
+        notes=tuple(record.get("notes", ())),
     )
 
 
@@ -107,6 +114,7 @@ def _confirmed(answers: Mapping[int, Mapping[str, Any]], tied: bool) -> Ranked:
         seeds=tuple(answers),
         rates=tuple(capacities),
         tied=tied,
+        notes=tuple(dict.fromkeys(note for record in records for note in record.get("notes", ()))),
     )
 
 

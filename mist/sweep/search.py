@@ -1,11 +1,13 @@
-"""Who proposes the next design: Optuna by ask and tell, a sequence, or a grid.
+"""Who proposes the next design: bounds, Optuna by ask and tell, a sequence, or a grid.
 
 Ordered knobs are suggested as an index, never as a category: on a constrained deployment problem that doubled what
 TPE found in 50 trials. The study lives in memory and is rebuilt from the answers on disk.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import cycle, islice
 from math import ceil
 from typing import Any
 from warnings import catch_warnings, simplefilter
@@ -20,10 +22,13 @@ from optuna.distributions import (
 )
 
 from mist.streams import stream
+from mist.sweep.best_first import Bounded, in_order
+from mist.sweep.domain import Choice, Domain, Interval, Range, Value
 from mist.sweep.identity import digest
 from mist.sweep.question import Sweep
-from mist.sweep.space import Choice, Design, Domain, Interval, Range, Space, Value
+from mist.sweep.space import Design, Space
 
+STARTUP = 10  # trials of TPE before it fits anything, Optuna's default
 _PATIENCE = 5  # repeated proposals in a row before one is drawn that was never seen
 _TRIES = 1000  # draws before an unseen design is looked for by listing them all
 
@@ -49,11 +54,22 @@ class Search:
         self._share = ceil(sweep.budget.designs / sweep.search.restarts)
         self._studies: dict[int, optuna.Study] = {}
         self._drawn = np.random.default_rng([sweep.search.seed, len(self._lines)])
-        self._points = self._sequence(sweep)
+        self._queue: deque[Bounded] | None = None
+        self._points = None if sweep.best_first else self._sequence(sweep)
 
-    def propose(self) -> Proposal | None:
-        """The next design, perhaps one that was proposed before; None when the space holds no other."""
-        if self._points is not None:
+    def order(self, bounds: Iterable[Bounded]) -> None:
+        """Go by these bounds, of every design of the space."""
+        self._queue = deque(one for one in in_order(bounds) if digest(one.design) not in self._seen)
+
+    def propose(self, least: float = -1.0) -> Proposal | None:
+        """The next design, perhaps one that was proposed before; None when the space holds no other.
+
+        Of bounded designs only one that may exceed ``least``.
+        """
+        if self._queue is not None:
+            more = self._queue and self._queue[0].bound > least
+            proposal = Proposal(self._queue.popleft().design) if more else None
+        elif self._points is not None:
             design = next(self._points, None) or self._unseen()
             proposal = None if design is None else Proposal(design)
         else:
@@ -106,7 +122,17 @@ class Search:
         study = optuna.create_study(direction="maximize", sampler=self._sampler(restart, len(lines)))
         for line in lines:
             study.add_trial(_frozen(self._space, line))
+        if not lines and self._space.conditional:  # or the first good branch is the only one that is ever looked into
+            for branch in self._openings():
+                study.enqueue_trial(branch)
         return study
+
+    def _openings(self) -> Iterator[dict[str, Any]]:
+        """Choices on which conditions rest, every combination in turn, for the trials before any model is fitted."""
+        branches = list(islice(self._space.branches(), STARTUP))
+        domains = {knob.key: knob.domain for knob in self._space.knobs}
+        for branch in islice(cycle(branches), STARTUP):
+            yield {key: parameter(domains[key], value) for key, value in branch.items()}
 
     def _sampler(self, restart: int, told_before: int) -> optuna.samplers.BaseSampler:
         # A sampler seeded alike after a resume would ask for its first designs again.
@@ -114,10 +140,10 @@ class Search:
         if self._search.sampler == "nsga2":
             return optuna.samplers.NSGAIISampler(seed=seed)
         if not self._space.conditional:
-            return optuna.samplers.TPESampler(seed=seed)
+            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
         with catch_warnings():  # group, without which TPE ignores conditional keys, is marked experimental
             simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
+            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, multivariate=True, group=True)
 
     def _sequence(self, sweep: Sweep) -> Iterator[Design] | None:
         """Unseen designs from a grid or a sequence; None where Optuna is to be asked."""

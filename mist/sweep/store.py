@@ -99,6 +99,19 @@ def read_lines(run: Path) -> list[Line]:
     return parse_lines((run / "trials.jsonl").read_bytes())[1]
 
 
+def write_bounds(run: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """``bounds.jsonl``: every design of the space and its bound. Written whole or not at all."""
+    draft = run / ".bounds.jsonl"
+    draft.write_text("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+    draft.rename(run / "bounds.jsonl")
+
+
+def read_bounds(run: Path) -> list[Line]:
+    """Those of a run; none where its designs do not go by bounds, or have none yet."""
+    file = run / "bounds.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
 def concluded(run: Path) -> bool:
     """Whether the last driver came to the end: the table is the last thing it writes."""
     return (run / "trials.parquet").is_file()

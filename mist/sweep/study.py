@@ -5,7 +5,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -23,6 +23,7 @@ from mist.report.progress import Watch, amount, in_short
 from mist.report.study import Answer, console, print_answer
 from mist.slo import SLO
 from mist.sweep import question, ranking, store, workers
+from mist.sweep.best_first import of_json, standing
 from mist.sweep.identity import digest, refuse_changes
 from mist.sweep.inputs import MIST, Workloads, World, reach
 from mist.sweep.ladder import Study
@@ -107,8 +108,8 @@ def show_all(results: Path) -> int:
     screen = console()
     runs = sorted({manifest.parent.resolve() for manifest in results.glob("*/*/manifest.json")})
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for header in ("run", "state", "designs", "tokens per $", "best"):
-        table.add_column(header, justify="right" if header in ("designs", "tokens per $") else "left")
+    for header in ("run", "state", "designs", "per $", "best"):
+        table.add_column(header, justify="right" if header in ("designs", "per $") else "left")
     for run in runs:
         try:
             data, _ = store.load(run)
@@ -135,7 +136,7 @@ def _driven(run: Path, sweep: Sweep, manifest: Mapping[str, Any], world: World, 
         with _terminable():
             watch.start(sweep.workers, sweep.ray.address, sweep.screen)
             hands = workers.start(sweep, world.judge)
-            _work(Study(sweep, world, loads, trials, hands), watch)
+            _work(Study(sweep, world, loads, trials, hands, list(map(of_json, store.read_bounds(run)))), watch, run)
             watch.stop()
             return _conclude(_answer(run, sweep, manifest, trials.lines, wall_s=time.monotonic() - began), watch)
     except KeyboardInterrupt:
@@ -150,19 +151,35 @@ def _driven(run: Path, sweep: Sweep, manifest: Mapping[str, Any], world: World, 
             trials.close()
 
 
-def _work(study: Study, watch: Watch) -> None:
-    for phase, steps in (("judging", study.judge_designs), ("confirming", study.confirm_leaders)):
-        began, at_start = time.monotonic(), study.progress(phase, 0.0, 0).done
-        for _ in steps():
-            watch.show(partial(study.progress, phase, began, at_start))
-        watch.show(partial(study.progress, phase, began, at_start), last=True)
+def _work(study: Study, watch: Watch, run: Path) -> None:
+    if study.sweep.best_first and not study.bounds:
+        _phase("bounding", study.bound_designs, study, watch)
+        store.write_bounds(run, [one.to_json() for one in study.bounds])
+    answered = -1
+    while answered < len(study.trials.lines):  # a leader that was refuted makes room for designs that were ruled out
+        answered = len(study.trials.lines)
+        _phase("judging", study.judge_designs, study, watch)
+        _phase("confirming", study.confirm_leaders, study, watch)
+        if not study.bounds:
+            return
+
+
+def _phase(name: str, steps: Callable[[], Iterator[None]], study: Study, watch: Watch) -> None:
+    began, at_start = time.monotonic(), study.progress(name, 0.0, 0).done
+    for _ in steps():
+        watch.show(partial(study.progress, name, began, at_start))
+    watch.show(partial(study.progress, name, began, at_start), last=True)
 
 
 def _answer(run: Path, sweep: Sweep, manifest: Mapping[str, Any], lines: list[store.Line], **facts: Any) -> Answer:
     ranked = ranking.rank(lines)
     best = _best(ranked)
     commands = replay(best) if best else {}
-    return Answer(run, ranked, lines, manifest["slo"], commands, sweep.screen, **facts)
+    bounds = list(map(of_json, store.read_bounds(run)))
+    decided = standing(bounds, lines, sweep.confirm.leaders) if bounds else None
+    return Answer(
+        run, ranked, lines, manifest["slo"], commands, sweep.screen, objective=sweep.objective, decided=decided, **facts
+    )
 
 
 def _best(ranked: Sequence[ranking.Ranked]) -> ranking.Ranked | None:
@@ -179,8 +196,8 @@ def _conclude(answer: Answer, watch: Watch) -> int:
             {
                 "overrides": dict(text.split("=", 1) for text in best.overrides),
                 "rung": best.rung,
-                "tokens_per_dollar": best.value,
-                "tokens_per_dollar_error": best.value_error,
+                answer.objective: best.value,
+                f"{answer.objective}_error": best.value_error,
                 "capacity": best.capacity,
                 "capacity_error": best.capacity_error,
                 "metrics": dict(best.metrics),

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mist.errors import InputError
-from mist.sweep.question import RayOptions, Sweep
+from mist.sweep.options import RayOptions
+from mist.sweep.question import Sweep
 from mist.workload.traffic import Traffic
 
 Report = dict[str, Any]

@@ -18,6 +18,7 @@ SWEEP = {
         "token_budget": "choice(512, 1024, 2048, 4096)",
     },
     "when": {"token_budget": "scheduler in (chunked)"},
+    "search": {"sampler": "tpe"},
     "budget": {"designs": 20},
     "confirm": {"leaders": 2, "seeds": 2},
     "timeout": "5 s",
@@ -42,7 +43,10 @@ def ask(tmp_path):
         path = tmp_path / "toy.yaml"
         path.write_text(yaml.safe_dump(SWEEP | changes, sort_keys=False))
         code = run(
-            str(path), overrides, world=World("toy.compose", "toy.canonical", "toy.judge"), results=tmp_path / "results"
+            str(path),
+            overrides,
+            world=World("toy.compose", "toy.canonical", "toy.judge", "toy.bound"),
+            results=tmp_path / "results",
         )
         return code, (tmp_path / "results/toy/latest").resolve()
 
@@ -55,7 +59,7 @@ def again():
     from mist.sweep.inputs import World
     from mist.sweep.study import resume
 
-    return lambda run: resume(run, world=World("toy.compose", "toy.canonical", "toy.judge"))
+    return lambda run: resume(run, world=World("toy.compose", "toy.canonical", "toy.judge", "toy.bound"))
 
 
 @pytest.fixture
@@ -102,7 +106,7 @@ def drive(tmp_path):
 @pytest.fixture(scope="session")
 def on_ray():
     """One private Ray for the whole session, though the environment names a cluster that is not ours."""
-    from mist.sweep.question import RayOptions
+    from mist.sweep.options import RayOptions
     from mist.sweep.workers import OnRay
 
     patch = pytest.MonkeyPatch()

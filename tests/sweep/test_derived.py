@@ -5,9 +5,9 @@ import pytest
 
 from mist.errors import InputError
 from mist.sweep.formula import formula
+from mist.sweep.grammar import parse
 from mist.sweep.question import sweep
 from mist.sweep.search import Search
-from mist.sweep.space import parse
 
 TEXTS = {
     "cluster": "choice(one, two)",

@@ -21,6 +21,7 @@ SWEEP = {
     "confirm": {"leaders": 1, "seeds": 2},
     "workers": "serial",
 }
+GRID = {"sampler": "grid"}
 
 
 @pytest.fixture
@@ -77,7 +78,10 @@ def test_a_sweep_ends_in_a_deployment_that_its_commands_replay_exactly(ask, tmp_
 
 
 def test_a_trial_is_recorded_in_a_few_hundred_words(ask, tmp_path):
-    assert ask(base={"workload": "azure_conv", "workload.requests": 200}, screen={}, confirm={"leaders": 0}) == 0
+    assert (
+        ask(base={"workload": "azure_conv", "workload.requests": 200}, screen={}, confirm={"leaders": 0}, search=GRID)
+        == 0
+    )
     lines = (tmp_path / "results/few/latest/trials.jsonl").read_bytes().splitlines()
     assert len(lines) == 4 and max(map(len, lines)) < 2000  # the table of the workload alone is 24 KB
 
@@ -110,7 +114,7 @@ def test_a_value_that_only_some_combinations_refuse_is_no_mistake(ask, tmp_path)
 
 
 def test_a_degree_that_does_not_divide_the_model_is_an_answer(ask, tmp_path):
-    assert ask(space={"tp": "choice(1, 3)"}) == 0
+    assert ask(space={"tp": "choice(1, 3)"}, search=GRID) == 0
     lines = [json.loads(line) for line in (tmp_path / "results/few/latest/trials.jsonl").read_text().splitlines()]
     (refused,) = [line for line in lines if line["state"] == "infeasible"]
     assert refused["record"]["reason"].startswith("tp = 3: llama-3.1-8b has")

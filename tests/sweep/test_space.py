@@ -4,9 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mist.errors import InputError
+from mist.sweep.domain import Choice, Interval, Range, domain
+from mist.sweep.grammar import parse
 from mist.sweep.question import override, sweep
 from mist.sweep.search import Search, distribution, parameter
-from mist.sweep.space import Choice, Interval, Range, domain, parse
 
 TEXTS = {
     "hardware": "choice(h100, a100)",
@@ -120,3 +121,13 @@ def test_an_override_of_a_number_reads_back_as_that_number(value):
     from omegaconf import OmegaConf
 
     assert OmegaConf.from_dotlist([override("a.b", value)]).a.b == value
+
+
+def test_tpe_opens_with_every_branch():
+    space = {"kind": "choice(a, b, c)", "x": "interval(0, 1)", "y": "choice(1, 2)", "z": "interval(0, 1)"}
+    when = {"x": "kind in (a)", "y": "kind in (b)", "z": "y in (2)"}
+    assert len(list(parse(space, when, {}).branches())) == 4
+    search = Search(sweep({"question": "?", "space": space, "when": when, "search": {"sampler": "tpe"}}))
+    seen = [search.propose().design for _ in range(10)]
+    branches = [(design["kind"], design.get("y")) for design in seen]
+    assert all(branches.count(branch) >= 2 for branch in [("a", None), ("b", 1), ("b", 2), ("c", None)])

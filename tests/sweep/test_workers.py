@@ -5,7 +5,7 @@ import pytest
 import toy
 
 from mist.errors import InputError
-from mist.sweep.question import RayOptions
+from mist.sweep.options import RayOptions
 from mist.sweep.workers import Job, OnRay, Serial
 
 

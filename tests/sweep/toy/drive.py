@@ -9,7 +9,7 @@ import toy  # noqa: F401  registers the toy workload
 from mist.sweep.inputs import World
 from mist.sweep.study import resume, run
 
-TOY = World("toy.compose", "toy.canonical", "toy.judge")
+TOY = World("toy.compose", "toy.canonical", "toy.judge", "toy.bound")
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # even where the tests run in the background
