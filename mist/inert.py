@@ -12,9 +12,13 @@ from mist.compose import compose
 from mist.errors import InputError
 from mist.node import ISOLATED
 from mist.overrides import Override, parse
+from mist.perf.measured import Measured
+from mist.perf.profile import Profile
 from mist.pool import PoolSpec
 from mist.scenario import Scenario
 from mist.topology import Topology
+
+OVERHEADS = ("step_overhead", "request_overhead", "mixed_overhead")  # of an engine, in the time of its steps
 
 
 def refuse_inert(overrides: Sequence[str], config: Mapping[str, Any]) -> None:
@@ -34,6 +38,7 @@ def effective(overrides: Sequence[str]) -> list[str]:
 
 def _inert(overrides: Sequence[str], config: Mapping[str, Any] | None) -> Iterator[tuple[Override, str]]:
     looks = {"node": _node, "priority": _priority, "expert_skew": _skew, "hosts": _idle, "link": _link}
+    looks |= dict.fromkeys((*OVERHEADS, "kernels"), _engine)
     typed = [(override, looks[key]) for override in map(parse, overrides) for key in looks if key in override.address]
     if not typed:
         return
@@ -86,6 +91,18 @@ def _skew(override: Override, scenario: Scenario) -> str:
     if option != ["perf", "expert_skew"] or any(spec.ep > 1 for spec in pools):
         return ""
     return "experts are spread over devices only with ep > 1"
+
+
+def _engine(override: Override, scenario: Scenario) -> str:
+    """Why ``[pool.]engine.<overhead>`` or ``engine.kernels`` does not matter; empty if it does."""
+    pools, option = _spoken_to(override, scenario)
+    if option[:1] != ["engine"] or len(option) != 2:
+        return ""
+    if option[1] == "kernels":
+        timed = any(isinstance(spec.perf, Measured) for spec in pools)
+        return "" if timed else "it names the kernels of operator tables, which only perf=measured reads"
+    logged = all(isinstance(spec.perf, Profile) for spec in pools)
+    return "a step log (perf=profile) holds the engine's overheads already" if logged else ""
 
 
 def _idle(override: Override, scenario: Scenario) -> str:
