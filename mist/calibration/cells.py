@@ -76,6 +76,8 @@ def _of_file(file: str, sets: Mapping[str, MeasuredSet], own: Overrides) -> list
     if name is None:
         return [_of_run(run, path.name, own) for run in read(file)]
     table, kind = pd.read_csv(path), sets[name]
+    if not kind.deployed:
+        raise InputError("", file, f"is of {name}: no serving engine was measured, so there is no profile to fit")
     return [_of_set(Job(name, kind, path, cell, "")) for cell in kind.cells(table, path.stem)]
 
 

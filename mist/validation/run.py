@@ -8,7 +8,7 @@ from typing import Any
 from mist.errors import InputError, MistError
 from mist.validation.harness import Overrides, composed
 from mist.validation.measured import MeasuredSet, measured_sets
-from mist.validation.replay import Comparison, as_overrides, jobs, replayed
+from mist.validation.replay import Comparison, Job, as_overrides, jobs, replayed
 from mist.validation.score import Score, scored
 
 
@@ -44,8 +44,17 @@ def validate(path: Path, variants: Sequence[str] = ("",)) -> Validation:
     work, foreign = jobs(path, list(dict.fromkeys(variants)))
     if not work:
         raise InputError("", path, "no set of conf/validation describes what is there")
+    _refuse_idle(work)
     compared, sets = replayed(work), measured_sets()
     return Validation(compared, scored(compared, {name: kind.slices for name, kind in sets.items()}), foreign, sets)
+
+
+def _refuse_idle(work: Sequence[Job]) -> None:
+    """InputError for overrides where nothing that is replayed is a deployment."""
+    typed = next((job.variant for job in work if job.variant), "")
+    if typed and not any(job.kind.deployed for job in work):
+        names = ", ".join(dict.fromkeys(job.name for job in work))
+        raise InputError("", typed, f"has no effect: no serving engine is replayed for {names}")
 
 
 def check_overrides(overrides: Overrides) -> None:
