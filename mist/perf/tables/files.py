@@ -90,10 +90,19 @@ class System(NamedTuple):
         """The same for tables that hold the same."""
         if not self.own:
             return f"{PACKAGE} {installed()}"
-        parts = [
-            f"{path}:{sha256(path.read_bytes()).hexdigest()}" for path in sorted(Path(self.name).rglob("*.parquet"))
-        ]
+        parts = [f"{path}:{_content(path, *_stamp(path))}" for path in sorted(Path(self.name).rglob("*.parquet"))]
         return sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+@lru_cache(4096)
+def _content(path: Path, size: int, changed: int) -> str:  # noqa: ARG001 (they tell versions of a file apart)
+    """sha256 of a file, read once by a process for as long as it stays as it is."""
+    return sha256(path.read_bytes()).hexdigest()
 
 
 UNUSED = {"framework", "version", "device", "beam_width", "kernel_source"}
