@@ -223,6 +223,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     sub.add_argument("--write", metavar="FILE.yaml", help="write the profile, for example conf/engine/mine.yaml")
     about = "cells to score and not to fit: those with a value (tp=8, concurrency='4|16'), or every N-th"
     sub.add_argument("--hold-out", metavar="column=value|N", help=about)
+    about = "how long the search may take (10); then the best point so far is the answer"
+    sub.add_argument("--minutes", type=float, default=10.0, metavar="N", help=about)
     sub.add_argument("--json", action="store_true", help="print scalars and scores as JSON")
     sub = command("list", choices, "what there is to choose from")
     sub.add_argument("group", nargs="?", metavar="GROUP", help="model, hardware, ..., sweeps")

@@ -27,6 +27,11 @@ def refuse_inert(overrides: Sequence[str], config: Mapping[str, Any]) -> None:
         raise InputError(override.name, override.raw, f"has no effect: {why}")
 
 
+def idle(overrides: Sequence[str]) -> dict[str, str]:
+    """Those that the deployment they describe together does not depend on, by address, and why."""
+    return {override.name: why for override, why in _inert(overrides, None)}
+
+
 def effective(overrides: Sequence[str]) -> list[str]:
     """Those that matter to the deployment they describe together: what it can be typed with."""
     try:

@@ -11,7 +11,7 @@ from yaml import safe_load
 
 from mist.build import build
 from mist.catalog import groups, roots
-from mist.errors import InputError
+from mist.errors import InputError, TraceError
 from mist.units import TIME
 from mist.validation.harness import Facts, Harness
 from mist.validation.names import GROUPS, known, named_in
@@ -156,7 +156,15 @@ def measured_sets() -> dict[str, MeasuredSet]:
 
 def recognised(file: Path, sets: Mapping[str, MeasuredSet]) -> str | None:
     """The set a file belongs to; None where no set describes it."""
-    columns = set(pd.read_csv(file, nrows=0).columns)
+    columns = {*table_of(file, 0).columns}
     fitting = [name for name, kind in sets.items() if kind.fits(columns)]
     by_name = [name for name in fitting if file.name.startswith(sets[name].prefix)]
     return next(iter(by_name or fitting), None)
+
+
+def table_of(file: Path, most: int | None = None) -> pd.DataFrame:
+    """The rows of a CSV file, ``most`` of them at most; TraceError where it is none."""
+    try:
+        return pd.read_csv(file, nrows=most)
+    except (OSError, ValueError) as error:  # of pandas: empty, ragged, not UTF-8
+        raise TraceError(str(file), file.suffix, f"cannot be read as CSV: {str(error).splitlines()[0]}") from None

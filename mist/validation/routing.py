@@ -11,7 +11,7 @@ from mist.errors import InputError
 from mist.metrics import Result
 from mist.scenario import Scenario
 from mist.simulate import serve
-from mist.validation.harness import Facts, Overrides, Unanswered, composed
+from mist.validation.harness import Facts, Overrides, Unanswered, composed, number
 from mist.workload.content import SessionTurns
 from mist.workload.traffic import Traffic
 
@@ -36,8 +36,8 @@ class LoadRouting:
         router = self.routers.get(facts["setup"])
         if router is None:
             raise Unanswered(f"how the setup {facts['setup']} routes and caches is not stated")
-        asked = askers(self.requests, 1, round(float(facts["input"])), round(float(facts["output"])), self.shared)
-        result = served(asked, float(facts["qps"]), {"router": router, **overrides})
+        asked = askers(self.requests, 1, round(number(facts, "input")), round(number(facts, "output")), self.shared)
+        result = served(asked, number(facts, "qps"), {"router": router, **overrides})
         if result.latency is None:
             raise Unanswered(result.reason)
         ttft = result.latency["ttft"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mist.errors import InputError, MistError
+from mist.validation.effect import refuse_idle
 from mist.validation.harness import Overrides, composed
 from mist.validation.measured import MeasuredSet, measured_sets
 from mist.validation.replay import Comparison, Job, as_overrides, jobs, replayed
@@ -50,11 +51,17 @@ def validate(path: Path, variants: Sequence[str] = ("",)) -> Validation:
 
 
 def _refuse_idle(work: Sequence[Job]) -> None:
-    """InputError for overrides where nothing that is replayed is a deployment."""
+    """InputError for overrides that no replay depends on."""
     typed = next((job.variant for job in work if job.variant), "")
     if typed and not any(job.kind.deployed for job in work):
         names = ", ".join(dict.fromkeys(job.name for job in work))
         raise InputError("", typed, f"has no effect: no serving engine is replayed for {names}")
+    by_variant: dict[str, list[Overrides]] = {}
+    for job in work:
+        if job.kind.deployed and not job.cell.problem:
+            by_variant.setdefault(job.variant, []).append(job.overrides())
+    for variant, deployments in by_variant.items():
+        refuse_idle(deployments, as_overrides(variant))
 
 
 def check_overrides(overrides: Overrides) -> None:

@@ -15,7 +15,7 @@ from mist.model import Dtype
 from mist.perf.retrieval.database import Database, Served
 from mist.perf.retrieval.hnsw import Hnsw
 from mist.validation.embedding import sheet
-from mist.validation.harness import Facts, Overrides, Unanswered
+from mist.validation.harness import Facts, Overrides, Unanswered, number
 from mist.validation.measured import measured_sets
 
 EF = ("ef", "ef_search", "efSearch", "hnsw_ef", "num_candidates")  # the databases' names for it
@@ -52,7 +52,7 @@ class VectorSearch:
         index, database = self.served(facts)
         work = Served(index, build(Database, sheet("database", database))).work(1)
         latency = work.latency + work.core_seconds
-        return {"latency": latency, "queries_per_second": float(facts["concurrency"]) / latency}
+        return {"latency": latency, "queries_per_second": number(facts, "concurrency") / latency}
 
     def served(self, facts: Facts) -> tuple[Hnsw, str]:
         """The index that is searched, and the database around it."""
@@ -61,8 +61,8 @@ class VectorSearch:
             raise Unanswered("filtered searches and other collections are not modelled")
         if deployed is None:
             raise Unanswered("deployments that search several segments or hide their index are not modelled")
-        k = int(facts["k"])  # fewer candidates than results are raised to as many (hnswlib, Lucene)
-        links, depth = int(facts["links"]), max(int(facts["ef"]), k)
+        k = round(number(facts, "k"))  # fewer candidates than results are raised to as many (hnswlib, Lucene)
+        links, depth = round(number(facts, "links")), max(round(number(facts, "ef")), k)
         found = {"vectors": searched.vectors, "dim": searched.dim, "dtype": deployed.dtype}
         shipped = build(Hnsw, sheet("retrieval", "hnsw"))
         return replace(shipped, links=links, ef_search=depth, k=k, **found), deployed.database  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """What a process pays to have step times ready, from a composed config: with an empty cache, and with a full one.
 
-Every measurement is a process of its own, its imports done: what a worker of a sweep or a ``mist simulate`` meets. Bounds
-are on processor seconds, which neighbours on the machine do not lengthen; the least wall time is printed beside them.
+Every measurement is a process of its own, its imports done: what a worker of a sweep or a ``mist simulate`` meets.
+Bounds are on processor seconds, which neighbours do not lengthen; the least wall time is printed beside them.
 """
 
 import json
