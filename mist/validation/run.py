@@ -56,12 +56,19 @@ def _refuse_idle(work: Sequence[Job]) -> None:
     if typed and not any(job.kind.deployed for job in work):
         names = ", ".join(dict.fromkeys(job.name for job in work))
         raise InputError("", typed, f"has no effect: no serving engine is replayed for {names}")
-    by_variant: dict[str, list[Overrides]] = {}
-    for job in work:
-        if job.kind.deployed and not job.cell.problem:
-            by_variant.setdefault(job.variant, []).append(job.overrides())
-    for variant, deployments in by_variant.items():
+    for variant in dict.fromkeys(job.variant for job in work if job.variant):
+        deployments = [deployed for job in work if job.variant == variant and (deployed := _deployed(job)) is not None]
         refuse_idle(deployments, as_overrides(variant))
+
+
+def _deployed(job: Job) -> Overrides | None:
+    """What a cell was measured on; None where that cannot be known, which its replay tells."""
+    if not job.kind.deployed or job.cell.problem:
+        return None
+    try:
+        return job.overrides()
+    except InputError:
+        return None
 
 
 def check_overrides(overrides: Overrides) -> None:
