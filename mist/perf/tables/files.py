@@ -81,7 +81,7 @@ class System(NamedTuple):
     def refuse(self, what: str) -> InputError:
         """The error to raise where a table lacks what is asked."""
         if self.own:
-            why = f"{self.name} has no {what} (mist profile ops writes such tables)"
+            why = f"{self.name} has no {what} (mist profile ops writes such tables, and goes on where it ended)"
         else:
             why = f"{PACKAGE} {installed()} has no {what} for {self.kernels} kernels on {self.name}"
         return InputError("perf", "measured", why, ["roofline"])
