@@ -6,6 +6,7 @@ and flushes left out, and tables written that perf=measured reads, can be shown.
 
 import sys
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,10 +15,12 @@ from mist.build import build
 from mist.compose import compose
 from mist.errors import InputError
 from mist.perf.base import StepShape
-from mist.profiling import console, kernels, ops, sheet
+from mist.profiling import console, kernels, ops, retrieval, sheet
 from mist.profiling.device import Device
+from mist.profiling.place import writable
 from mist.scenario import Scenario
 
+CONF = Path(__file__).parents[1] / "conf"
 LAUNCH, FLUSH = 7e-6, 3e-3  # s
 
 
@@ -204,3 +207,24 @@ def test_a_run_that_ends_within_the_first_grids_says_so(ideal, monkeypatch):
     assert "not enough for perf=measured yet" in console.told_of(cut)
     with pytest.raises(InputError, match="--minutes = 1e-09: not one matrix product"):
         ops.ops("other", 1e-9, ops.Path("profiles"), Ideal(), (None, None), lambda *_how: None)
+
+
+def test_a_place_where_nothing_can_be_written_is_told_before_anything_is_measured(ideal, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(kernels, "copy_bandwidth", None)
+    with pytest.raises(InputError, match=r"--out = .*file/x: nothing can be written there"):
+        ops.ops("ideal", 1.0, tmp_path / "file" / "x", Ideal(), (None, None), lambda *_how: None)
+    with pytest.raises(InputError, match=r"--out = .*file: nothing can be written there"):
+        writable("--out", tmp_path / "file")
+
+
+def test_index_files_of_ones_own_are_not_written_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(retrieval, "library", lambda: None)
+    (tmp_path / "hnsw.yaml").write_text("_target_: mist.perf.retrieval.hnsw.Hnsw\n")
+    with pytest.raises(InputError, match=r"hnsw\.yaml: is a file that was not measured here"):
+        next(retrieval.profile(tmp_path))
+    monkeypatch.setattr(retrieval, "measure", lambda *_what: [{"index": "flat"}])
+    for path in (CONF / "retrieval").glob("*.yaml"):
+        (tmp_path / path.name).write_text(path.read_text())
+    with pytest.raises(AttributeError):  # the shipped ones are; and then there is no faiss
+        next(retrieval.profile(tmp_path))

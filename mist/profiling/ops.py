@@ -15,6 +15,7 @@ from typing import Any
 from mist.errors import InputError
 from mist.profiling import allreduce, kernels, sheet
 from mist.profiling.device import Device
+from mist.profiling.place import writable
 from mist.profiling.plan import LEVELS, Gemm, Shape, shapes
 from mist.profiling.sheet import Measured
 from mist.profiling.tables import Tables, described
@@ -50,6 +51,8 @@ def ops(  # noqa: PLR0917
     place = Path("conf/hardware") / f"{name}.yaml"
     if place.exists() and not place.read_text(encoding="utf-8").startswith(sheet.HEAD):
         raise InputError("--name", name, f"{place} is a sheet that was not measured here; choose another name")
+    writable("--out", out)
+    writable("conf/hardware", place.parent)
     tables = Tables(out / "data" / name, str(device.torch.__version__), device.title)
     session = _Session(device, tables, until, progress)
     try:
