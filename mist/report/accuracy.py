@@ -143,7 +143,7 @@ def write(file: Path, answer: Validation) -> None:
 
 def _once(answer: Validation) -> list[Comparison]:
     """Without the repetitions of sets that no variant changes."""
-    first = answer.compared[0].variant
+    first = answer.compared[0].variant if answer.compared else ""
     kept = [line for line in answer.compared if line.variant == first or answer.sets[line.name].deployed]
     return [line if answer.sets[line.name].deployed else replace(line, variant="any") for line in kept]
 
