@@ -159,17 +159,28 @@ def _run(argv: list[str]) -> int:
 
         print(f"mist {version('mist-llm')}")
         return 0
+    asked = commands.get(argv[0], parser)
+    deepest = _deepest(asked, argv[1:])
     for word in rest:  # argparse stops collecting overrides at the first option
-        known = list(commands.get(argv[0], parser)._option_string_actions)
+        known = list(deepest._option_string_actions)
         if word.startswith("-"):
             close = get_close_matches(word, known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
             raise InputError("", word, f"no such option; {hint}")
         if not hasattr(arguments, "overrides"):
-            raise InputError("", word, f"{argv[0]} takes one argument")
+            most = "takes one argument" if deepest is asked else "takes no argument"
+            raise InputError("", word, f"{deepest.prog.removeprefix('mist ')} {most}")
         arguments.overrides.append(word)
     command: Callable[[argparse.Namespace], int] = arguments.command
     return command(arguments)
+
+
+def _deepest(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of the subcommand that the words name."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction) and words and words[0] in action.choices:
+            return _deepest(action.choices[words[0]], words[1:])
+    return parser
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -224,6 +235,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     sub.add_argument("--write", metavar="FILE.yaml", help="write the profile, for example conf/engine/mine.yaml")
     about = "cells to score and not to fit: those with a value (tp=8, concurrency='4|16'), or every N-th"
     sub.add_argument("--hold-out", metavar="column=value|N", help=about)
+    about = "how long the search may take (10); then the best point so far is the answer"
+    sub.add_argument("--minutes", type=float, default=10.0, metavar="N", help=about)
     sub.add_argument("--json", action="store_true", help="print scalars and scores as JSON")
     sub = command("list", choices, "what there is to choose from")
     sub.add_argument("group", nargs="?", metavar="GROUP", help="model, hardware, ..., sweeps")

@@ -13,16 +13,26 @@ from mist.errors import InputError
 from mist.node import ISOLATED
 from mist.overrides import Override, parse
 from mist.perf.measured import Measured
+from mist.perf.profile import Profile
 from mist.pool import PoolSpec
 from mist.scenario import Scenario
 from mist.schedulers.guaranteed_no_evict import GuaranteedNoEvict
 from mist.topology import Topology
+
+# of an engine, in the time of its steps
+OVERHEADS = ("step_overhead", "request_overhead", "mixed_overhead", "launch_time")
+TIMED = ("kernels", "captured_tokens", "allreduce")  # of an engine, where its kernels were timed
 
 
 def refuse_inert(overrides: Sequence[str], config: Mapping[str, Any]) -> None:
     """InputError, with what would make it matter, for the first of ``overrides`` that ``config`` does not depend on."""
     for override, why in _inert(overrides, config):
         raise InputError(override.name, override.raw, f"has no effect: {why}")
+
+
+def idle(overrides: Sequence[str]) -> dict[str, str]:
+    """Those that the deployment they describe together does not depend on, by address, and why."""
+    return {override.name: why for override, why in _inert(overrides, None)}
 
 
 def effective(overrides: Sequence[str]) -> list[str]:
@@ -39,6 +49,7 @@ def _inert(overrides: Sequence[str], config: Mapping[str, Any] | None) -> Iterat
         "node": _node, "priority": _priority, "expert_skew": _skew, "hosts": _idle, "link": _link,
         "kernel_factor": _factor, "preemption": _preemption, "swap_space": _preemption,
     }  # fmt: skip
+    looks |= dict.fromkeys((*OVERHEADS, *TIMED), _engine)
     typed = [(override, looks[key]) for override in map(parse, overrides) for key in looks if key in override.address]
     if not typed:
         return
@@ -114,6 +125,18 @@ def _preemption(override: Override, scenario: Scenario) -> str:
     if all(isinstance(spec.scheduler, GuaranteedNoEvict) and spec.role == "both" for spec in pools):
         return "scheduler=guaranteed_no_evict preempts nobody; scheduler=mixed does"
     return ""
+
+
+def _engine(override: Override, scenario: Scenario) -> str:
+    """Why ``[pool.]engine.<option>``, an overhead or about timed kernels, does not matter; empty if it does."""
+    pools, option = _spoken_to(override, scenario)
+    if option[:1] != ["engine"] or len(option) != 2:
+        return ""
+    if option[1] in TIMED:
+        timed = any(isinstance(spec.perf, Measured) for spec in pools)
+        return "" if timed else "it is about the kernels of operator tables, which only perf=measured reads"
+    logged = all(isinstance(spec.perf, Profile) for spec in pools)
+    return "a step log (perf=profile) holds the engine's overheads already" if logged else ""
 
 
 def _idle(override: Override, scenario: Scenario) -> str:

@@ -67,6 +67,43 @@ def test_what_changes_something_or_was_not_typed_is_accepted(overrides):
     assert effective(overrides) == overrides
 
 
+@pytest.fixture
+def log(tmp_path):
+    """Of steps: one to eight decodes of 500 to 4,000 tokens each, prompts of up to 2,048."""
+    rows = ["decodes,context,tokens,chunks,past,ms"]
+    rows += [f"{n},{n * length},0,0,0,{5 + n + length / 1000}" for n in (1, 8) for length in (500, 4000)]
+    rows += [f"0,0,{tokens},1,0,{5 + tokens / 100}" for tokens in (1, 512, 2048)]
+    (tmp_path / "steps.csv").write_text("\n".join(rows) + "\n")
+    return [f"perf.path='{tmp_path / 'steps.csv'}'", "perf=profile"]
+
+
+@pytest.mark.parametrize("scalar", ["step_overhead", "request_overhead", "mixed_overhead"])
+def test_overheads_beside_a_step_log_are_refused(log, scalar):
+    for address in (f"engine.{scalar}", f"llm.engine.{scalar}"):
+        overrides = [*log, f"{address}=3ms"]
+        with pytest.raises(InputError, match=rf"{address} = 3ms: has no effect: .* holds the engine's overheads"):
+            refuse_inert(overrides, compose(overrides))
+    for kept in ("engine.front_end=3ms", "engine.memory_utilization=0.8", "engine=vllm_0_10"):
+        refuse_inert([*log, kept], compose([*log, kept]))
+
+
+def test_overheads_are_accepted_where_one_pool_of_several_has_no_log(log):
+    path, choice = (word.replace("perf", "prefill.perf", 1) for word in log)
+    overrides = ["cluster=disaggregated", path, choice, "engine.step_overhead=3ms"]
+    refuse_inert(overrides, compose(overrides))
+    with pytest.raises(InputError, match=r"prefill\.engine\.step_overhead = 1ms: has no effect"):
+        refuse_inert(
+            [*overrides, "prefill.engine.step_overhead=1ms"], compose([*overrides, "prefill.engine.step_overhead=1ms"])
+        )
+
+
+def test_kernels_are_refused_where_no_operator_tables_are_read():
+    for perf in ("perf=roofline", "hardware=mi300x"):
+        with pytest.raises(InputError, match=r"engine\.kernels = sglang: has no effect: .* only perf=measured"):
+            refuse_inert([perf, "engine.kernels=sglang"], compose([perf, "engine.kernels=sglang"]))
+    refuse_inert(["perf=measured", "engine.kernels=sglang"], compose(["perf=measured", "engine.kernels=sglang"]))
+
+
 def test_what_is_called_inert_changes_no_figure():
     load = ["workload.requests=60", "workload.rate=3"]
     for typed in (["node=hgx-h100", "tp=2"], ["node=pcie-box"]):

@@ -39,8 +39,9 @@ def test_without_torch_one_line_says_how_to_get_it(
 
 @pytest.mark.parametrize(
     ("argv", "word"),
-    [(["ops", "--minutes", "0"], "--minutes"), (["ops", "--name", "a/b"], "--name"), (["steps", "no.csv"], "no.csv")],
-)
+    [(["ops", "--minutes", "0"], "--minutes"), (["ops", "--name", "a/b"], "--name"), (["steps", "no.csv"], "no.csv"),
+     (["ops", "--minute", "3"], "did you mean --minutes?"), (["ops", "now"], "now: profile ops takes no argument")],
+)  # fmt: skip
 def test_bad_input_of_profile_is_one_line(argv: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", *argv]) == 2
     error = capsys.readouterr().err

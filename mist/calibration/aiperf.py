@@ -40,8 +40,8 @@ def run(data: Mapping[str, Any], source: str) -> Run:
         tool="aiperf",
         model=_first(_find(config, "model_names", "model")),
         engine=str(_find(config, "backend", "service_kind", "type") or ""),
-        concurrency=stated(_find(config, "concurrency")),
-        rate=stated(_find(config, "request_rate")),
+        concurrency=stated(_find(config, "concurrency"), "concurrency"),
+        rate=stated(_find(config, "request_rate"), "request_rate"),
         completed=_count(records, "request_count"),
         failed=_count(records, "error_request_count"),
         duration=stated(duration.get("avg")) if isinstance(duration, Mapping) else None,
@@ -78,9 +78,9 @@ def run_of_records(lines: Iterable[Mapping[str, Any]], source: str) -> Run:
         if line.get("error") or metadata.get("was_cancelled") or "request_latency" not in metrics:
             failed += 1
             continue
-        row: dict[str, float | None] = {side: number(_value(metrics, name)) for name, side in LENGTHS.items()}
+        row: dict[str, float | None] = {side: number(_value(metrics, name), name) for name, side in LENGTHS.items()}
         for name, metric in METRICS.items():
-            if (value := number(_value(metrics, name))) is not None:
+            if (value := number(_value(metrics, name), name)) is not None:
                 row[metric] = value * unit(metrics[name].get("unit"), source)
         start = number(metadata.get("request_start_ns"))
         rows.append(row | ({"arrival": start * 1e-9} if start is not None else {}))
@@ -108,7 +108,7 @@ def _latency(records: Mapping[str, Any], source: str) -> dict[str, float]:
     for name, metric in METRICS.items():
         block = _block(records, name)
         for word, statistic in WORDS.items():
-            if (value := number(block.get(word))) is not None:
+            if (value := number(block.get(word), f"{name} {word}")) is not None:
                 found[f"{metric}_{statistic}"] = value * unit(block.get("unit"), source)
     return found
 

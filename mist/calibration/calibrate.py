@@ -1,7 +1,8 @@
 """An engine profile fitted to benchmarks: cells replayed, scalars fitted, errors before and after."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -9,23 +10,22 @@ from yaml import safe_load
 
 from mist.build import build
 from mist.calibration.cells import Measured, cells
-from mist.calibration.fit import Estimate, Target, Values, fit
+from mist.calibration.fit import FAR, OUT_OF_TIME, Estimate, Target, Values, fit
 from mist.calibration.hold_out import held_out
+from mist.calibration.replays import Figures, OutOfTime, Replays, Shown
 from mist.calibration.scalars import SCALARS, Floats
 from mist.catalog import choice_file
-from mist.errors import InputError, MistError
+from mist.errors import InputError
 from mist.overrides import parse
 from mist.perf.engine import EngineProfile
-from mist.validation.harness import Overrides, Unanswered
+from mist.validation.effect import refuse_idle
+from mist.validation.harness import Overrides
 from mist.validation.replay import Comparison
 from mist.validation.run import check_overrides
 from mist.validation.score import Score, scored
 
 BEFORE, AFTER = "before", "after"
-WRONG = 10.0  # relative error that a replay without an answer counts as, and the largest that any figure counts as
-
-Figures = Mapping[str, float]
-Replayed = Callable[[int], None]
+MINUTES = 10.0  # that a fit may take, where nothing else is said
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,7 @@ class Calibration:
     cells: tuple[int, int]  # fitted on, held out
     replays: int
     overrides: Overrides  # as the user gave them
+    cut_short: str = ""  # why the search ended before it had converged
 
     @property
     def scores(self) -> list[Score]:
@@ -56,28 +57,41 @@ class Calibration:
         head = {"engine": self.engine, "perf": self.perf, "replays": self.replays}
         scalars = {estimate.name: asdict(estimate) for estimate in self.estimates}
         scores = [asdict(score) for score in self.scores]
-        return {**head, "scalars": scalars, "scores": scores, "problems": self.problems}
+        rest = {"scores": scores, "problems": self.problems, "cut_short": self.cut_short}
+        return {**head, "scalars": scalars, **rest}
 
 
 def calibrate(
-    files: Sequence[str], own: Overrides, hold_out: str | None = None, each: Replayed = lambda _done: None
+    files: Sequence[str],
+    own: Overrides,
+    hold_out: str | None = None,
+    minutes: float = MINUTES,
+    shown: Shown = lambda _progress: None,
 ) -> Calibration:
     """Fit the engine profile that ``files`` (and ``own`` overrides) name to what was measured.
 
-    A scalar given in ``own`` (``engine.front_end``) is held there. ``each`` is told how many replays are done.
-    Raises InputError for files that are none, a deployment that is not said, and data that tell no scalar.
+    A scalar given in ``own`` (``engine.front_end``) is held there. ``shown`` is told of every replay. After ``minutes``
+    the best point so far is the answer, without confidence intervals, and is scored. Raises InputError for files that
+    are none, a deployment that is not said, data that tell no scalar, and a time in which not one pass over the cells
+    ends.
     """
+    if not 0 < minutes < inf:
+        raise InputError("--minutes", f"{minutes:g}", "must be positive")
     check_overrides(own)
     known = cells(files, own)
+    refuse_idle([cell.overrides for cell in known if not cell.problem], own)
     held = held_out(known, hold_out)
     engine, perf = (_only(known, own, name) for name in ("engine", "perf"))
+    if perf == "profile":
+        why = "a step log holds the engine's overheads already: there is nothing to fit"
+        raise InputError("perf", perf, why, ["measured", "roofline"])
     sheet = safe_load(choice_file("engine", engine).read_text(encoding="utf-8"))
     given = {name: f"engine.{name}" for name in SCALARS if any(a.endswith(f"engine.{name}") for a in own)}
     sheet |= {name: parse(f"{address}={_of(own, address)}").value for name, address in given.items()}
     profile = build(EngineProfile, sheet, "engine")
     base = {name: getattr(profile, name) for name in SCALARS}
-    replays = _Replays(known, own, [name for name in SCALARS if name not in given], each)
-    before = replays.figures(base)
+    replays = Replays(known, own, [name for name in SCALARS if name not in given], minutes * 60, shown)
+    before = _first(replays, base, minutes, len(known))
     usable = [index for index, answer in enumerate(before) if not isinstance(answer, str)]
     targets = [
         Target(index, figure, known[index].noise.get(figure))
@@ -95,12 +109,42 @@ def calibrate(
         "front_end": _decode_step([known[index] for index in {target.cell: None for target in targets}])
         or SCALARS["front_end"],
     }
-    estimates = fit(lambda values: replays.errors(values, targets), targets, base, told, changes)
+    search = _Search(replays, targets)
+    try:
+        estimates, cut = fit(search.errors, targets, base, told, changes), ""
+    except OutOfTime:
+        cut = f"time was over after {replays.done} replays ({minutes:g} minutes), before the search had converged"
+        estimates = [Estimate(name, base[name], search.best[name], why=told.get(name, OUT_OF_TIME)) for name in SCALARS]
+    replays.endless = True  # one pass more: what was found is scored
     after = replays.figures({one.name: one.value for one in estimates})
     compared = [*_compared(known, before, held, BEFORE), *_compared(known, after, held, AFTER)]
     counted = sum(not held[index] for index in usable), sum(held[index] for index in usable)
     fitted = list(dict.fromkeys(target.figure for target in targets))
-    return Calibration(engine, perf, estimates, compared, fitted, counted, replays.done, own)
+    return Calibration(engine, perf, estimates, compared, fitted, counted, replays.done, own, cut)
+
+
+def _first(replays: Replays, base: Values, minutes: float, cells: int) -> list[Figures | str]:
+    """What the cells come to with the base profile."""
+    try:
+        return replays.figures(base)
+    except OutOfTime:
+        why = f"was over after {replays.done} of {cells} cells, and a fit replays all of them some 30 to 200 times"
+        raise InputError("--minutes", f"{minutes:g}", f"{why}: give more time, or fewer or shorter runs") from None
+
+
+class _Search:
+    """Errors of the targets at any scalars, and the scalars with the least so far."""
+
+    def __init__(self, replays: Replays, targets: Sequence[Target]) -> None:
+        self._replays, self._targets, self._least = replays, targets, np.inf
+        self.best: Values = {}
+
+    def errors(self, values: Values) -> Floats:
+        found = self._replays.errors(values, self._targets)
+        cost = float(np.sum(np.sqrt(1 + (found / FAR) ** 2)))  # soft L1, as it is fitted
+        if cost < self._least:
+            self._least, self.best = cost, dict(values)
+        return found
 
 
 def _decode_step(cells: Sequence[Measured]) -> float | None:
@@ -119,47 +163,9 @@ def _only(known: Sequence[Measured], own: Overrides, name: str) -> str:
     if len(found) > 1:
         raise InputError(name, ", ".join(sorted(found)), f"a profile is fitted with one: choose files, or give {name}=")
     if not found:
-        raise InputError("", ", ".join({cell.file for cell in known}), known[0].problem if known else "holds no cell")
+        problems = "; ".join(list(dict.fromkeys(cell.problem for cell in known))[:3])
+        raise InputError("", ", ".join(dict.fromkeys(cell.file for cell in known)), problems or "holds no cell")
     return found.pop()
-
-
-class _Replays:
-    """The cells, replayed with any scalars; equal scalars are replayed once."""
-
-    def __init__(self, known: Sequence[Measured], own: Overrides, free: Sequence[str], each: Replayed) -> None:
-        self._cells, self._own, self._free, self._each = known, own, free, each
-        self._kept: dict[tuple[int, tuple[float, ...]], Figures | str] = {}
-        self.done = 0
-
-    def figures(self, values: Values) -> list[Figures | str]:
-        """What each cell comes to, or why it does not."""
-        return [self._figures(index, values) for index in range(len(self._cells))]
-
-    def errors(self, values: Values, targets: Sequence[Target]) -> Floats:
-        """Relative errors, none larger than WRONG."""
-        found = []
-        for target in targets:
-            answer = self._figures(target.cell, values)
-            measured = self._cells[target.cell].figures[target.figure]
-            found.append(WRONG if isinstance(answer, str) else answer[target.figure] / measured - 1)
-        return np.minimum(np.array(found, dtype=np.float64), WRONG)
-
-    def _figures(self, index: int, values: Values) -> Figures | str:
-        key = index, tuple(values[name] for name in self._free)
-        if key not in self._kept:
-            self._kept[key] = self._replay(self._cells[index], values)
-            self.done += 1
-            self._each(self.done)
-        return self._kept[key]
-
-    def _replay(self, cell: Measured, values: Values) -> Figures | str:
-        if cell.problem:
-            return cell.problem
-        scalars = {f"engine.{name}": f"{values[name] * 1e6:.6f} us" for name in self._free}
-        try:
-            return cell.replay({**cell.overrides, **scalars, **self._own})
-        except (Unanswered, MistError) as error:
-            return str(error)
 
 
 def _compared(

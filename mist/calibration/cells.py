@@ -8,13 +8,13 @@ from typing import Any
 import pandas as pd
 from yaml import safe_load
 
-from mist.calibration.load import deployment, facts, harness
+from mist.calibration.load import deployment, facts, harness, told
 from mist.calibration.readers import Run, read
 from mist.calibration.run import METRICS
 from mist.catalog import choice_file
 from mist.errors import InputError
 from mist.validation.harness import Facts, Overrides
-from mist.validation.measured import MeasuredSet, Metric, measured_sets, recognised
+from mist.validation.measured import MeasuredSet, Metric, measured_sets, recognised, table_of
 from mist.validation.replay import Job
 
 NEEDED = {"model": "llama-3.1-8b", "hardware": "h100", "tp": "2", "engine": "vllm"}  # to be said, with an example
@@ -37,6 +37,7 @@ class Measured:
     replay: Callable[[Overrides], Mapping[str, float]]
     noise: Mapping[str, float | None] = field(default_factory=dict)
     problem: str = ""
+    said: Mapping[str, str] = field(default_factory=dict)  # of model and engine, in the file's own words
 
     @property
     def fitted(self) -> list[str]:
@@ -75,7 +76,9 @@ def _of_file(file: str, sets: Mapping[str, MeasuredSet], own: Overrides) -> list
     name = recognised(path, sets) if path.suffix == ".csv" and path.is_file() else None
     if name is None:
         return [_of_run(run, path.name, own) for run in read(file)]
-    table, kind = pd.read_csv(path), sets[name]
+    table, kind = table_of(path), sets[name]
+    if not kind.deployed:
+        raise InputError("", file, f"is of {name}: no serving engine was measured, so there is no profile to fit")
     return [_of_set(Job(name, kind, path, cell, "")) for cell in kind.cells(table, path.stem)]
 
 
@@ -99,17 +102,25 @@ def _of_set(job: Job) -> Measured:
 
 def _of_run(run: Run, file: str, own: Overrides) -> Measured:
     figures = {name: value for name, value in run.latency.items() if value > 0 and not name.endswith("_p95")}
+    run = told(run, own)
     try:
         how, problem = harness(run, own), ""
     except InputError as error:
-        how, problem = None, str(error)
+        how, problem = None, _placed(run, file, error)
     rows = pd.DataFrame() if run.requests is None else run.requests
 
     def replay(overrides: Overrides) -> Mapping[str, float]:
         assert how is not None
         return how.replay(facts(run, own), rows, overrides)
 
-    return Measured(run.tool, file, facts(run, own), figures, deployment(run, own), replay, problem=problem)
+    said = {"model": run.model, "engine": run.engine}
+    return Measured(run.tool, file, facts(run, own), figures, deployment(run, own), replay, problem=problem, said=said)
+
+
+def _placed(run: Run, file: str, error: InputError) -> str:
+    """Why a run cannot be replayed, and which of its file's it is."""
+    place = run.source.rpartition(file)[2].strip(": ")
+    return f"{'line ' if place.isdigit() else ''}{place}: {error.why}" if place else error.why
 
 
 def _refuse_unsaid(found: Sequence[Measured], own: Overrides) -> None:
@@ -118,7 +129,11 @@ def _refuse_unsaid(found: Sequence[Measured], own: Overrides) -> None:
         unsaid = [name for name in NEEDED if name not in said and name not in cell.overrides]
         if unsaid and not cell.problem:
             example = " ".join(f"{name}={NEEDED[name]}" for name in unsaid)
-            raise InputError("", cell.file, f"does not say {', '.join(unsaid)}: add it, for example {example}")
+            unknown = [f"{name} {word!r}" for name in unsaid if (word := cell.said.get(name))]
+            why = f"does not say {', '.join(unsaid)}"
+            if unknown:
+                why += f" in words that conf/ and conf/names.yaml know ({', '.join(unknown)})"
+            raise InputError("", cell.file, f"{why}: add it, for example {example}")
 
 
 def _with_perf(cell: Measured, own: Overrides) -> Measured:

@@ -8,13 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.status import Status
 
 from mist.calibration.calibrate import calibrate as fitted
 from mist.calibration.page import page
+from mist.calibration.replays import Progress, Shown
 from mist.calibration.sheet import sheet
 from mist.errors import InputError
+from mist.report.progress import clock
 from mist.validation.harness import Overrides
 
+EVERY = 15.0  # s between two lines where there is no terminal
 _NAME = re.compile(r"[\w-]+\Z")
 
 
@@ -22,9 +26,9 @@ def calibrate(arguments: argparse.Namespace) -> int:
     """Fit, print, write; the exit code."""
     files, own = _parted(arguments.overrides)
     target = _target(arguments.write)
-    screen = Console(stderr=True)
+    screen = Console(stderr=True, highlight=False)
     with screen.status("reading", spinner="dots") as status:
-        answer = fitted(files, own, arguments.hold_out, lambda done: status.update(f"{done} replays"))
+        answer = fitted(files, own, arguments.hold_out, arguments.minutes, _shown(screen, status))
     if target is not None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(sheet(answer, [Path(file) for file in files]), encoding="utf-8")
@@ -33,6 +37,22 @@ def calibrate(arguments: argparse.Namespace) -> int:
     else:
         Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(page(answer, target))
     return 0
+
+
+def _shown(screen: Console, status: Status) -> Shown:
+    """Beside a spinner, or where there is no terminal as a line now and then."""
+    told = [0.0]
+
+    def show(progress: Progress) -> None:
+        where = f"{progress.replays} replays of {progress.cells} cells, "
+        where += f"{clock(progress.gone)} of at most {clock(progress.limit)}"
+        if screen.is_terminal:
+            status.update(where)
+        elif progress.gone - told[0] >= EVERY:
+            told[0] = progress.gone
+            screen.print(where, soft_wrap=True)
+
+    return show
 
 
 def _parted(words: Sequence[str]) -> tuple[list[str], Overrides]:

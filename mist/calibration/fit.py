@@ -22,6 +22,7 @@ WIDTHS = (1.0, 0.5, 0.25)  # of differences, in trial changes
 ROUNDS = 6  # Jacobians of one search at most; each costs one replay of every cell per scalar
 RESAMPLES = 2000  # of the bootstrap
 CONFIDENCE = 0.95
+OUT_OF_TIME = "best point when time was over: not converged"
 AT_ZERO = "is at its bound 0: predictions are too slow even without it"
 
 

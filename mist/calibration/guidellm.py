@@ -57,7 +57,7 @@ def _latency(metrics: Mapping[str, Any]) -> dict[str, float]:
         block = _of(metrics, name)
         points = {"mean": block.get("mean"), "p50": block.get("median"), **(block.get("percentiles") or {})}
         for statistic in ("mean", "p50", "p90", "p95", "p99"):
-            if (value := number(points.get(statistic, block.get(statistic)))) is not None:
+            if (value := number(points.get(statistic, block.get(statistic)), f"{name} {statistic}")) is not None:
                 found[f"{metric}_{statistic}"] = value * unit
     return found
 
@@ -75,7 +75,7 @@ def _requests(data: Mapping[str, Any]) -> pd.DataFrame | None:
     rows = []
     for one in worked:
         row = {side: number(one.get(name)) for name, side in ROWS.items()}
-        row |= {metric: _scaled(one.get(name), unit) for name, (metric, unit) in METRICS.items()}
+        row |= {metric: _scaled(one.get(name), name, unit) for name, (metric, unit) in METRICS.items()}
         start = one.get("start_time", one.get("request_start_time"))
         rows.append(row | {"arrival": number(start)})
     frame = pd.DataFrame(rows).astype(float).dropna(axis=1, how="all")
@@ -84,8 +84,8 @@ def _requests(data: Mapping[str, Any]) -> pd.DataFrame | None:
     return frame
 
 
-def _scaled(value: object, unit: float) -> float | None:
-    found = number(value)
+def _scaled(value: object, name: str, unit: float) -> float | None:
+    found = number(value, name)
     return None if found is None else found * unit
 
 

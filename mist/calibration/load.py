@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isinf
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,17 @@ from yaml import safe_load
 from mist.calibration.run import Run
 from mist.catalog import choice_file
 from mist.errors import InputError
-from mist.validation.harness import BENCHMARK, Facts, Harness, OpenLoopBench, Overrides, TraceReplay, composed, lengths
+from mist.validation.harness import (
+    BENCHMARK,
+    Facts,
+    Harness,
+    OpenLoopBench,
+    Overrides,
+    TraceReplay,
+    composed,
+    lengths,
+    number,
+)
 from mist.validation.harness import outcome as served
 from mist.validation.names import known
 
@@ -26,7 +36,7 @@ class FixedLoop:
     """``concurrency`` clients share ``requests`` requests of fixed lengths, all beginning at once."""
 
     def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
-        clients, requests = round(float(facts["concurrency"])), round(float(facts["requests"]))
+        clients, requests = round(number(facts, "concurrency")), round(number(facts, "requests"))
         load = {"workload": "closed_loop", "workload.requests": str(requests)}
         load["workload.concurrency"] = str(min(clients, requests))
         load |= lengths("inputs", facts["input"], facts["input"]) | lengths("outputs", facts["output"], facts["output"])
@@ -47,12 +57,23 @@ class LoopOverRows:
             return served(composed(BENCHMARK, load, overrides))
 
 
+def told(run: Run, own: Overrides) -> Run:
+    """The run with the load that ``own`` overrides tell in its file's place."""
+    options = {"concurrency": own.get("workload.concurrency"), "rate": own.get("workload.rate")}
+    given = {name: number({f"workload.{name}": said}, f"workload.{name}") for name, said in options.items() if said}
+    return replace(run, **given)  # type: ignore[arg-type]
+
+
 def harness(run: Run, own: Overrides) -> Harness:
     """How to replay a run; InputError, saying what is missing, where that cannot be known."""
     rows, offered = _rows(run), facts(run, own)
+    if run.completed == 0:
+        raise InputError("", run.source, "no request was answered")
     timed = rows is not None and "arrival" in rows and bool(rows["arrival"].notna().all())
     paced = run.rate is not None and not isinf(run.rate)
     closed = run.concurrency is not None or (run.rate is not None and isinf(run.rate))
+    if run.requests is not None and len(run.requests) and rows is None:
+        raise InputError("", run.source, "has a request without input or output of at least one token")
     if closed and not paced and rows is not None:
         return LoopOverRows()
     if timed and not (closed and not paced):
@@ -60,10 +81,14 @@ def harness(run: Run, own: Overrides) -> Harness:
     if paced and run.concurrency is not None:
         raise InputError("", run.source, "a rate and a limit of concurrency together need the requests' times")
     if not closed and not paced:
-        raise InputError("", run.source, "tells neither concurrency nor rate nor when requests arrived")
+        why = (
+            "tells neither concurrency nor rate nor when requests arrived: add workload.concurrency= or workload.rate="
+        )
+        raise InputError("", run.source, why)
     unknown = [name for name in ("input", "output", "requests") if offered[name] is None]
     if unknown:
-        raise InputError("", run.source, f"does not tell {', '.join(unknown)} (tokens a request; how many requests)")
+        example = "a plain CSV with these columns can (docs/calibrate.md)"
+        raise InputError("", run.source, f"does not tell {', '.join(unknown)} (tokens a request; how many): {example}")
     return OpenLoopBench() if paced or run.concurrency is None else FixedLoop()
 
 

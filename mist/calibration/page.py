@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mist.calibration.calibrate import Calibration
-from mist.calibration.fit import Estimate
+from mist.calibration.fit import OUT_OF_TIME, Estimate
 from mist.report.accuracy import table
 from mist.validation.run import Validation
 
@@ -19,6 +19,8 @@ def page(answer: Calibration, written: Path | None) -> RenderableType:
     head += f", {held} held out" if held else ""
     errors = table(Validation(answer.compared, answer.scores, (), {}))
     parts: list[RenderableType] = [Text(f"{head}; {answer.replays} replays"), Text(), errors, Text(), _scalars(answer)]
+    if answer.cut_short:
+        parts.append(Text(f"{answer.cut_short}: give it more with --minutes, or fewer runs", "yellow"))
     parts += [Text(f"{one.name} {one.why}", "yellow") for one in answer.estimates if one.at_zero]
     parts += [Text(note, "yellow") for one in answer.estimates if (note := unidentified(one))]
     if written is not None:
@@ -44,6 +46,8 @@ def interval(one: Estimate) -> str:
     """Its confidence interval, or why it has none."""
     if one.low is not None and one.high is not None:
         return f"{time(one.low)} to {time(one.high)}"
+    if one.why == OUT_OF_TIME:
+        return "not known"
     return "not identified" if one.remedy else "at its bound" if one.at_zero else "given"
 
 

@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from mist.calibration.run import METRICS, Run, mean, number, of_requests, stated
-from mist.errors import TraceError
+from mist.calibration.run import METRICS, Run, mean, number, numbers, of_requests, stated
+from mist.errors import InputError, TraceError
 
 COLUMNS = {
     "model": ("model", "model_id"),
@@ -33,6 +34,7 @@ COLUMNS = {
 STATISTICS = {"mean": "mean", "avg": "mean", "median": "p50"} | {f"p{p}": f"p{p}" for p in (50, 90, 95, 99)}
 UNITS = {"ms": 1e-3, "s": 1.0, "us": 1e-6}
 UNSTATED = "which statistic its latencies are is not stated: read as means"
+Times = Mapping[str, tuple[str, str, float]]  # by column: metric, statistic (may be empty) and unit of a latency
 SPELT = {"e2el": "e2e", "latency": "e2e"}
 
 
@@ -51,7 +53,17 @@ def runs(path: Path) -> list[Run]:
     if found["arrival"] or (not offered and not any(statistic for _, statistic, _ in times.values())):
         return [_of_requests(table, found, times, path)]
     rows = table.to_dict("records")
-    return [_run({str(k): v for k, v in row.items()}, found, times, f"{path}:{n}") for n, row in enumerate(rows, 2)]
+    told = [{str(name): value for name, value in row.items()} for row in rows]
+    return [_checked(row, found, times, f"{path}:{n}") for n, row in enumerate(told, 2)]
+
+
+def _checked(row: Mapping[str, Any], found: Mapping[str, str | None], times: Times, source: str) -> Run:
+    try:
+        return _run(row, found, times, source)
+    except TraceError:
+        raise
+    except InputError as error:
+        raise TraceError(source, f"{error.field} {error.value}", error.why) from None
 
 
 def _latency(name: str) -> tuple[str, str, float] | None:
@@ -64,9 +76,7 @@ def _latency(name: str) -> tuple[str, str, float] | None:
     return metrics[0], statistic, UNITS[units[0]]
 
 
-def _run(
-    row: Mapping[str, Any], found: Mapping[str, str | None], times: Mapping[str, tuple[str, str, float]], source: str
-) -> Run:
+def _run(row: Mapping[str, Any], found: Mapping[str, str | None], times: Times, source: str) -> Run:
     def value(what: str) -> Any:
         name = found[what]
         return None if name is None or pd.isna(row[name]) else row[name]
@@ -74,36 +84,34 @@ def _run(
     latency = {
         f"{metric}_{statistic or 'mean'}": known * unit
         for name, (metric, statistic, unit) in times.items()
-        if (known := number(row[name])) is not None
+        if (known := number(row[name], name)) is not None
     }
-    completed = number(value("completed"))
+    completed = number(value("completed"), "completed")
     return Run(
         source=source,
         tool="csv",
         model=str(value("model") or ""),
         engine=str(value("engine") or ""),
-        concurrency=stated(value("concurrency")),
-        rate=stated(value("rate")),
-        input=stated(value("input")),
-        output=stated(value("output")),
+        concurrency=stated(value("concurrency"), "concurrency"),
+        rate=stated(value("rate"), "rate"),
+        input=stated(value("input"), "input"),
+        output=stated(value("output"), "output"),
         completed=None if completed is None else int(completed),
-        duration=stated(value("duration")),
+        duration=stated(value("duration"), "duration"),
         latency=latency,
         note="" if all(statistic for _, statistic, _ in times.values()) else UNSTATED,
     )
 
 
-def _of_requests(
-    table: pd.DataFrame, found: Mapping[str, str | None], times: Mapping[str, tuple[str, str, float]], path: Path
-) -> Run:
+def _of_requests(table: pd.DataFrame, found: Mapping[str, str | None], times: Times, path: Path) -> Run:
     rows = pd.DataFrame(index=table.index)
     for what in ("input", "output"):
         if (name := found[what]) is not None:
-            rows[what] = pd.to_numeric(table[name], errors="coerce")
+            rows[what] = numbers(name, table[name].tolist())
     if (name := found["arrival"]) is not None:
         rows["arrival"] = _arrivals(table[name])
     for name, (metric, _, unit) in times.items():
-        rows[metric] = pd.to_numeric(table[name], errors="coerce") * unit
+        rows[metric] = np.array(numbers(name, table[name].tolist())) * unit
     model, engine = (str(table[name].iloc[0]) if (name := found[what]) else "" for what in ("model", "engine"))
     lengths = {side: mean(rows[side].dropna().tolist()) if side in rows else None for side in ("input", "output")}
     latency = of_requests(rows)
@@ -124,5 +132,9 @@ def _arrivals(column: "pd.Series[Any]") -> "pd.Series[Any]":
     seconds = pd.to_numeric(column, errors="coerce")
     if seconds.isna().all():
         seconds = pd.to_timedelta(column, errors="coerce").dt.total_seconds()
+    if (holes := seconds.isna()).any():
+        raise InputError(
+            str(column.name), column[holes].iloc[0], "is no time of arrival, a number of seconds or a span"
+        )
     since: pd.Series[Any] = seconds - seconds.min()
     return since

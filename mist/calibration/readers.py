@@ -8,7 +8,7 @@
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,14 @@ def _csv(path: Path) -> list[Run]:
     with path.open(encoding="utf-8-sig") as file:
         first = next((line for line in file if line.strip()), "")
     if first.strip().lower().startswith(("metric,", '"metric"')):
-        return [aiperf.run_of_csv(path)]
-    return plain.runs(path)
+        return _shaped(lambda: [aiperf.run_of_csv(path)], str(path), "AIPerf")
+    return _shaped(lambda: plain.runs(path), str(path), "CSV")
 
 
 def _json(path: Path) -> list[Run]:
     objects = _objects(path)
     if objects and all(aiperf.is_record(data) for data in objects):
-        return [aiperf.run_of_records(objects, str(path))]
+        return _shaped(lambda: [aiperf.run_of_records(objects, str(path))], str(path), "AIPerf")
     several = len(objects) > 1
     return [
         run
@@ -63,13 +63,25 @@ def _json(path: Path) -> list[Run]:
 
 def _of(data: Mapping[str, Any], source: str) -> list[Run]:
     if guidellm.is_report(data):
-        return guidellm.runs(data, source)
+        return _shaped(lambda: guidellm.runs(data, source), source, "GuideLLM")
     if aiperf.is_export(data):
-        return [aiperf.run(data, source)]
+        return _shaped(lambda: [aiperf.run(data, source)], source, "AIPerf")
     if serving.is_serving(data):
-        return [serving.run(data, source)]
+        return _shaped(lambda: [serving.run(data, source)], source, "a serving benchmark")
     tools = ("vllm bench serve", "sglang.bench_serving", "AIPerf", "GenAI-Perf", "GuideLLM", "CSV")
     raise TraceError(source, ", ".join(list(data)[:6]), "is no result of a benchmark that is known", tools)
+
+
+def _shaped(runs: Callable[[], list[Run]], source: str, tool: str) -> list[Run]:
+    """The runs; TraceError, naming the place, for a value or a shape that the tool does not write."""
+    try:
+        return runs()
+    except TraceError:
+        raise
+    except InputError as error:
+        raise TraceError(source, f"{error.field} {error.value}".strip(), error.why, error.choices) from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise TraceError(source, tool, f"the file is not as this tool writes it: {error}") from None
 
 
 def _objects(path: Path) -> list[Mapping[str, Any]]:

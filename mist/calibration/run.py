@@ -12,6 +12,7 @@ from mist.errors import InputError, TraceError
 METRICS = ("ttft", "tpot", "itl", "e2e")
 STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 UNITS = {"s": 1.0, "sec": 1.0, "seconds": 1.0, "ms": 1e-3, "milliseconds": 1e-3, "us": 1e-6, "ns": 1e-9}
+UNSAID = ("", "nan", "none", "null", "n/a", "na", "-")
 REQUEST = ("arrival", "input", "output", "ttft", "tpot", "e2e")  # columns of per-request rows
 
 
@@ -93,21 +94,28 @@ def of_requests(rows: pd.DataFrame) -> dict[str, float]:
     return found
 
 
-def number(value: object) -> float | None:
-    """A positive number or infinity ("inf"), None where nothing is stated."""
-    if value is None or isinstance(value, bool) or value == "":
+def number(value: object, name: str = "") -> float | None:
+    """A number or infinity ("inf"), None where nothing is stated; InputError for other text, naming its field."""
+    if value is None or isinstance(value, bool) or str(value).strip().lower() in UNSAID:
         return None
     try:
         found = float(str(value).replace(",", ""))
     except ValueError:
-        return None
+        raise InputError(name, value, "is no number") from None
     return None if np.isnan(found) else found
 
 
-def stated(value: object) -> float | None:
+def stated(value: object, name: str = "") -> float | None:
     """As ``number``, and 0 is not stated either."""
-    found = number(value)
+    found = number(value, name)
     return found if found else None
+
+
+def numbers(name: str, values: Sequence[object]) -> list[float]:
+    """One number per request, NaN where nothing is stated; InputError for what is no list of numbers."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise InputError(name, str(values)[:40], "is no list of one number per request")
+    return [np.nan if (known := number(value, name)) is None else known for value in values]
 
 
 def unit(name: object, source: str) -> float:

@@ -42,6 +42,8 @@ def told_of(outcome: Outcome) -> str:
     lines = [f"memory {found.memory_bandwidth / 1e9:.4g} GB/s; {peaks}", f"rows: {rows}  ->  {outcome.tables}"]
     if outcome.unmeasured:
         lines.append(f"{outcome.unmeasured:,} shapes of the grids were not reached; another run goes on from here")
+    if outcome.coarse:
+        lines.append(f"not enough for perf=measured yet: {outcome.coarse:,} shapes of the first grids are missing")
     if outcome.too_long:
         lines.append(f"{outcome.too_long:,} shapes are too large for this device and so many minutes")
     missing = [f for f in ("power", "idle_power") if getattr(found, f) is None]

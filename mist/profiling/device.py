@@ -17,6 +17,7 @@ BURST = 0.05  # s of measuring aimed at per shape
 FEWEST, MOST = 3, 20  # samples of a shape
 LONG = 1.0  # s of samples after which fewer will do
 COPIES = 32  # of an operand, at most, to keep it out of the cache
+TYPES = ("cuda", "cpu")  # CUDA and ROCm, which torch calls cuda too, and the CPU
 CACHE = 64 * 2**20  # bytes taken as the last-level cache where the system does not say: that of a large server CPU
 
 
@@ -46,6 +47,8 @@ class Device:
         except (RuntimeError, AssertionError) as error:
             choices = ["cpu", *(f"cuda:{i}" for i in range(self.torch.cuda.device_count()))]
             raise InputError("--device", name, str(error).splitlines()[0], choices) from None
+        if self.where.type not in TYPES:
+            raise InputError("--device", name, "no clock is known for this kind of device", TYPES)
         self.gpu = self.where.type == "cuda"
         if self.gpu:  # streams and graphs belong to the current device
             self.where = self.torch.device("cuda", self.where.index or 0)

@@ -15,6 +15,7 @@ from typing import Any
 from mist.errors import InputError
 from mist.profiling import allreduce, kernels, sheet
 from mist.profiling.device import Device
+from mist.profiling.place import writable
 from mist.profiling.plan import LEVELS, Gemm, Shape, shapes
 from mist.profiling.sheet import Measured
 from mist.profiling.tables import Tables, described
@@ -37,6 +38,7 @@ class Outcome:
     known: int  # shapes that had been measured before
     too_long: int  # shapes beyond the time or memory of one
     unmeasured: int  # shapes that the minutes did not reach, or that torch cannot run here
+    coarse: int  # those of them that belong to the first grids, without which no step time can be composed
 
 
 def ops(  # noqa: PLR0917
@@ -49,6 +51,8 @@ def ops(  # noqa: PLR0917
     place = Path("conf/hardware") / f"{name}.yaml"
     if place.exists() and not place.read_text(encoding="utf-8").startswith(sheet.HEAD):
         raise InputError("--name", name, f"{place} is a sheet that was not measured here; choose another name")
+    writable("--out", out)
+    writable("conf/hardware", place.parent)
     tables = Tables(out / "data" / name, str(device.torch.__version__), device.title)
     session = _Session(device, tables, until, progress)
     try:
@@ -57,11 +61,13 @@ def ops(  # noqa: PLR0917
         session.shapes(60 * minutes * LONGEST)
     finally:
         tables.save()
-    found = _measured(name, device, session, (told[0] or read[0], told[1] or read[1]))
+    found = _measured(name, minutes, device, session, (told[0] or read[0], told[1] or read[1]))
     sheet.write(place, sheet.hardware_yaml(found, tables.folder))
     sheet.write(out / f"{name}.yaml", sheet.system_yaml(found))
     rows = {table: len(rows) for table, rows in tables.rows.items()}
-    return Outcome(place, tables.folder, found, rows, session.known, session.too_long, session.unmeasured)
+    return Outcome(
+        place, tables.folder, found, rows, session.known, session.too_long, session.unmeasured, session.coarse
+    )
 
 
 class _Session:
@@ -71,7 +77,7 @@ class _Session:
         self.device, self.tables, self.until, self.progress = device, tables, until, progress
         self.bandwidth, self.rate = 0.0, 0.0  # bytes/s; operations/s, the best so far
         self.host: float | None = None
-        self.known = self.too_long = self.unmeasured = 0
+        self.known = self.too_long = self.unmeasured = self.coarse = 0
 
     def memory(self) -> None:
         moved, seconds = kernels.copy_bandwidth(self.device)
@@ -102,6 +108,7 @@ class _Session:
                 if time.monotonic() - saved > SAVE:
                     self.tables.save()
                     saved = time.monotonic()
+            self.coarse = self.coarse if level else self.unmeasured
 
     def _calibrate(self) -> None:
         """A first idea of the device's speed, to know which shapes are out of reach."""
@@ -142,7 +149,9 @@ def _spread(plan: list[Shape]) -> Iterator[Shape]:
         done[kind] += 1
 
 
-def _measured(name: str, device: Device, session: _Session, watts: tuple[float | None, float | None]) -> Measured:
+def _measured(
+    name: str, minutes: float, device: Device, session: _Session, watts: tuple[float | None, float | None]
+) -> Measured:
     peaks: dict[str, tuple[float, str]] = {}
     for row in session.tables.rows["gemm_perf"].values():
         dtype = {"bfloat16": "bf16"}.get(row["gemm_dtype"], row["gemm_dtype"])
@@ -150,7 +159,7 @@ def _measured(name: str, device: Device, session: _Session, watts: tuple[float |
         if rate > peaks.get(dtype, (0.0, ""))[0]:
             peaks[dtype] = rate, f"{row['m']} x {row['n']} x {row['k']}"
     if "bf16" not in peaks:
-        raise InputError("--minutes", "", "not one matrix product was measured in so little time")
+        raise InputError("--minutes", f"{minutes:g}", "not one matrix product was measured in so little time")
     sums = [row for row in session.tables.rows["custom_allreduce_perf"].values() if row["num_gpus"] == device.count]
     return Measured(
         name=name,

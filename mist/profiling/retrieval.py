@@ -10,8 +10,10 @@ from typing import Any
 import pandas as pd
 
 from mist.profiling.faiss_cells import BUILDS, LATENT, Build, library, measure
+from mist.profiling.place import refuse_foreign, writable
 from mist.profiling.retrieval_fit import Fitted, fit, scores
 
+SHEET = "# Sheet: mist profile retrieval"
 CACHE = 32e6  # bytes, where the system does not tell
 # index -> what a user changes, beside its rates; the paper's index for IVF-PQ
 SHAPES: dict[str, dict[str, int | str]] = {
@@ -30,10 +32,12 @@ UNITS = {"_time": "s", "_rate": "B/s", "matrix_rate": "OP/s", "cache": "B"}
 def profile(out: Path, builds: Sequence[Build] = BUILDS) -> Iterator[str]:
     """Measure, fit, write into ``out``; a line for each index measured, then the scores. Some ten minutes.
 
-    Raises MistError without faiss.
+    Raises MistError without faiss, InputError where nothing can be written or somebody's own files would be lost.
     """
     faiss = library()
-    out.mkdir(parents=True, exist_ok=True)
+    writable("--out", out)
+    for kind in SHAPES:
+        refuse_foreign("--out", out / f"{kind}.yaml", SHEET)
     rows: list[dict[str, Any]] = []
     for build in builds:
         rows += measure(build, faiss, faiss.omp_get_max_threads())
@@ -69,7 +73,7 @@ def said(fitted: Fitted) -> str:
 def as_yaml(kind: str, fitted: Fitted, source: str) -> str:
     """The index file: a shape to change, and the constants with their unit, spread and source."""
     target = {"flat": "flat.Flat", "ivf_pq": "ivf_pq.IvfPq", "hnsw": "hnsw.Hnsw"}[kind]
-    lines = [f"# {MEANING[kind]}", f"# Sheet: mist profile retrieval: {source}.", *_error_lines(fitted)]
+    lines = [f"# {MEANING[kind]}", f"{SHEET}: {source}.", *_error_lines(fitted)]
     lines.append(f"_target_: mist.perf.retrieval.{target}")
     lines += [f"{name}: {value} # configuration" for name, value in SHAPES[kind].items()]
     lines.append("rates: # of one core; +- is the standard error, leaving out one index at a time")

@@ -8,6 +8,7 @@ from typing import Any
 from mist.build import build
 from mist.errors import ImpossibleLayout, InputError
 from mist.perf.base import PerfModel
+from mist.perf.tables.files import System
 from mist.sweep.bound import Bound
 from mist.sweep.identity import code, design_identity, digest, ordered_digest
 from mist.sweep.question import Sweep
@@ -108,7 +109,7 @@ def reach(sweep: Sweep, world: World, loads: Workloads) -> dict[str, str]:
         **{
             f"{log} of {name}": content
             for name, config in configs.items()
-            for log, content in step_logs(config).items()
+            for log, content in (step_logs(config) | own_tables(config)).items()
         },
         "the prices": digest(configs["the base config"].get("price")),
         "the space": digest(asked),
@@ -132,6 +133,13 @@ def step_logs(config: Mapping[str, Any]) -> dict[str, str]:
             built: Any = build(PerfModel, perf, f"pools.{name}.perf")  # type: ignore[type-abstract]
             found[f"the step log of {name}"] = built.content()
     return found
+
+
+def own_tables(config: Mapping[str, Any]) -> dict[str, str]:
+    """A hash of the operator tables behind each pool's step times, where they are the user's own (mist profile ops)."""
+    pools = config.get("pools", {})
+    systems = {name: System(pool.get("hardware", {}).get("tables") or "", "") for name, pool in pools.items()}
+    return {f"the operator tables of {name}": system.identity() for name, system in systems.items() if system.own}
 
 
 def _buildable(world: World, designs: Iterable[list[str]]) -> Config:

@@ -1,70 +1,52 @@
-"""Embedding throughput against Infinity's benchmark page: tokens per second at saturation."""
+"""Embedding servers, replayed: tokens per second of one request of many sentences after another."""
 
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 from yaml import safe_load
 
 from mist.build import build
 from mist.catalog import choice_file
+from mist.errors import InputError
 from mist.hardware import HardwareSpec
 from mist.model import Dtype, ModelSpec
 from mist.perf.encoder import Encoder, EncoderEngine
-from mist.validation.cells import Cell, frame, rows
-
-SENTENCES, TOKENS = 256, 449  # one request: 256 sentences, 115,000 tokens (michaelfeil.eu/infinity, benchmarking)
-CORES = 8  # of the CPU rows: GCP g2-standard-16 has 16 hardware threads, two to a core
-
-# the page's words -> the names of sheets, and the weights' type where it is not the sheet's
-HARDWARE = {"CPU Cascade Lake 16 vCPU": "cascade-lake", "L4": "l4", "MI210": "mi210"}
-MODELS = {"bge-small-en-v1.5": "bge-small-en", "bge-large-en-v1.5": "bge-large-en"}
-ENGINES: dict[str, tuple[str, Dtype | None]] = {
-    "TEI candle flashbert": ("tei", None),
-    "infinity torch compile fa2": ("infinity", None),
-    "infinity torch": ("infinity", None),
-    "tensorrt via infinity": ("tensorrt", None),
-    "onnx-gpu fp16": ("onnx", None),
-    "infinity-optimum onnx": ("onnx", "fp32"),
-    "infinity-optimum-int8": ("onnx", "int8"),
-    "sentence-transformers fp16": ("sentence_transformers", None),
-    "sentence-transformers": ("sentence_transformers", "fp32"),
-}
-CALIBRATION = "L4"  # each engine's efficiency is solved from its one row there
+from mist.validation.harness import Facts, Overrides
 
 
-def score(path: Path) -> pd.DataFrame:
-    """Predicted beside measured tokens/s of every row of an Infinity benchmark table.
+@dataclass(frozen=True)
+class EmbeddingServer:
+    """Requests of ``sentences`` texts of ``tokens`` tokens, one after another.
 
-    Columns: set, slice, cell, measured, predicted, unit, split. A row of unknown hardware, model or engine has
-    no prediction and the split *not modelled*.
+    Facts: model, hardware, encoder, and what the file calls its ``machine`` and engine. ``cores`` of a machine that is
+    a part of a CPU, ``dtypes`` of engines whose weights are not of the type that the model's sheet says.
     """
-    cells = []
-    for row in rows(pd.read_csv(path)):
-        known = row["hardware"] in HARDWARE and row["model"] in MODELS and row["engine"] in ENGINES
-        predicted = throughput(row["hardware"], row["model"], row["engine"]) if known else None
-        split = "calibration" if row["hardware"] == CALIBRATION else "held-out"
-        where = f"{row['hardware']}, {row['model']}, {row['engine']}"
-        cells.append(Cell(row["hardware"], where, row["tokens_s"], predicted, "tokens/s", split))
-    return frame("infinity_benchmark", cells)
 
+    sentences: int
+    tokens: int
+    cores: Mapping[str, int] = field(default_factory=dict)
+    dtypes: Mapping[str, Dtype] = field(default_factory=dict)
 
-def throughput(hardware: str, model: str, engine: str) -> float:
-    """Tokens per second of one request after another, in the page's words."""
-    name, dtype = ENGINES[engine]
-    spec = build(HardwareSpec, sheet("hardware", HARDWARE[hardware]))
-    if spec.kind == "cpu":
-        spec = part(spec, CORES)
-    encoder = Encoder(
-        build(ModelSpec, sheet("model", MODELS[model])),
-        spec,
-        build(EncoderEngine, sheet("encoder", name)),
-        TOKENS,
-        dtype=dtype,
-    )
-    work = encoder.work(SENTENCES)
-    shared = max(work.core_seconds / spec.cores, work.traffic / spec.memory_bandwidth) if spec.cores else 0.0
-    return SENTENCES * TOKENS / (work.latency + shared)
+    def __post_init__(self) -> None:
+        for name in ("sentences", "tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(name, getattr(self, name), "must be at least 1")
+
+    def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
+        spec = build(HardwareSpec, sheet("hardware", facts["hardware"]))
+        if (cores := self.cores.get(facts["machine"])) is not None:
+            spec = part(spec, cores)
+        encoder = Encoder(
+            build(ModelSpec, sheet("model", facts["model"])),
+            spec,
+            build(EncoderEngine, sheet("encoder", facts["encoder"])),
+            self.tokens,
+            dtype=self.dtypes.get(facts["engine_said"]),
+        )
+        work = encoder.work(self.sentences)
+        shared = max(work.core_seconds / spec.cores, work.traffic / spec.memory_bandwidth) if spec.cores else 0.0
+        return {"tokens_per_second": self.sentences * self.tokens / (work.latency + shared)}
 
 
 def part(spec: HardwareSpec, cores: int) -> HardwareSpec:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from mist.build import build
 from mist.compose import compose
-from mist.errors import InputError
+from mist.errors import InputError, as_typed
 from mist.kernel import Kernel
 from mist.metrics import Result
 from mist.network import Link
@@ -49,7 +49,8 @@ def composed(*layers: Mapping[str, str]) -> dict[str, Any]:
 
 def outcome(config: Mapping[str, Any]) -> dict[str, float]:
     """Serve the config's workload; latencies over all requests and throughput from first arrival to last answer."""
-    result = simulate(config)
+    with as_typed(config["pools"]):
+        result = simulate(config)
     if result.counts is None or result.latency is None or result.window is None:
         raise Unanswered(result.reason)
     if result.counts.completed < result.counts.arrived:
@@ -76,6 +77,14 @@ def _mean_gap(requests: Iterable[Request]) -> float:
     return sum(time for time, _ in pairs) / gaps if gaps else 0.0
 
 
+def number(facts: Facts, name: str) -> float:
+    """The fact as a number; InputError where it is none."""
+    try:
+        return float(facts[name])
+    except (TypeError, ValueError):
+        raise InputError(name, facts[name], "is no number") from None
+
+
 def lengths(name: str, low: float, high: float) -> Overrides:
     """Uniform lengths of a closed loop, both ends included."""
     return {f"workload.{name}.low": str(round(low)), f"workload.{name}.high": str(round(high))}
@@ -93,11 +102,11 @@ class ClosedLoopBench:
     shortest: float = 0.8
 
     def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
-        clients = round(float(facts["concurrency"]))
+        clients = round(number(facts, "concurrency"))
         load = {"workload": "closed_loop", "workload.concurrency": str(clients)}
         load["workload.requests"] = str(clients * self.per_client)
         for name, fact in (("inputs", "input"), ("outputs", "output")):
-            longest = float(facts[fact])
+            longest = number(facts, fact)
             load |= lengths(name, max(self.shortest * longest, 1), longest)
         return outcome(composed(BENCHMARK, load, overrides))
 
@@ -107,7 +116,7 @@ class OpenLoopBench:
     """``requests`` requests of fixed lengths, Poisson at ``qps``; all at once where that is infinite."""
 
     def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
-        rate = float(facts["qps"])
+        rate = number(facts, "qps")
         load = {"workload": "all_at_once"} if isinf(rate) else {"workload": "poisson_fixed", "workload.rate": str(rate)}
         return outcome(composed(BENCHMARK, load, fixed(facts), overrides))
 
@@ -125,7 +134,7 @@ class StaticBatch:
     """``batch`` requests of fixed lengths, prefilled in one step and decoded to the end together."""
 
     def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
-        batch, prompt, answer = (round(float(facts[fact])) for fact in ("batch", "input", "output"))
+        batch, prompt, answer = (round(number(facts, fact)) for fact in ("batch", "input", "output"))
         load = {"workload": "all_at_once", **fixed({**facts, "requests": batch}), "scheduler": "static"}
         load |= {"scheduler.max_running": str(batch), "scheduler.token_budget": str(batch * prompt)}
         load["model.context"] = str(max(prompt + answer, 4096))  # what it was made for is no limit to a benchmark
@@ -135,7 +144,7 @@ class StaticBatch:
 def fixed(facts: Facts) -> Overrides:
     """Fixed lengths, and how many requests."""
     counts = {"inputs.tokens": "input", "outputs.tokens": "output", "requests": "requests"}
-    return {f"workload.{address}": str(round(float(facts[fact]))) for address, fact in counts.items()}
+    return {f"workload.{address}": str(round(number(facts, fact))) for address, fact in counts.items()}
 
 
 @dataclass(frozen=True)
@@ -147,17 +156,32 @@ class TraceReplay:
     output: str
 
     def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
-        arrivals = pd.to_timedelta(rows[self.arrival]) if not _numeric(rows[self.arrival]) else rows[self.arrival]
-        seconds = arrivals.dt.total_seconds() if hasattr(arrivals, "dt") else arrivals.astype(float)
-        plain = pd.DataFrame({"arrival": seconds, "input": rows[self.input], "output": rows[self.output]})
+        tokens = {name: _tokens(rows[column]) for name, column in (("input", self.input), ("output", self.output))}
+        plain = pd.DataFrame({"arrival": _seconds(rows[self.arrival]), **tokens})
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "replay.csv"
             plain.sort_values("arrival", kind="stable").to_csv(file, index=False)
             return outcome(composed(BENCHMARK, {"workload": "trace", "workload.path": f"'{file}'"}, overrides))
 
 
-def _numeric(column: "pd.Series[Any]") -> bool:
-    return bool(pd.api.types.is_numeric_dtype(column))
+def _seconds(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Times as numbers of seconds, or as time spans."""
+    if pd.api.types.is_numeric_dtype(column):
+        return column.astype(float)
+    spans = pd.to_timedelta(column, errors="coerce")
+    _refuse_holes(column, spans, "is no time")
+    return spans.dt.total_seconds()
+
+
+def _tokens(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    known = pd.to_numeric(column, errors="coerce")
+    _refuse_holes(column, known, "is no number of tokens")
+    return known.round().astype(int)
+
+
+def _refuse_holes(column: "pd.Series[Any]", known: "pd.Series[Any]", why: str) -> None:
+    if (holes := known.isna()).any():
+        raise InputError(str(column.name), column[holes].iloc[0], why)
 
 
 @dataclass(frozen=True)
@@ -177,8 +201,8 @@ class StepLog:
 
     def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
         (spec,) = build(Scenario, composed({"slo": "none"}, overrides)).pools.values()
-        decodes, kv = round(float(facts["decodes"])), float(facts["decode_kv"])
-        chunks, tokens, past = (round(float(facts[fact])) for fact in ("chunks", "tokens", "past"))
+        decodes, kv = round(number(facts, "decodes")), number(facts, "decode_kv")
+        chunks, tokens, past = (round(number(facts, fact)) for fact in ("chunks", "tokens", "past"))
         sizes = [(len(part), past // chunks) for part in np.array_split(np.arange(tokens), chunks)] if chunks else []
         longest = kv * (1 + self.spread * (decodes - 1) / (decodes + 1))  # order statistics of a uniform variate
         shape = StepShape(decodes, round(decodes * kv), tuple(sizes), longest=round(longest))
@@ -195,12 +219,14 @@ class Disaggregated:
     """
 
     def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
-        prompt = float(facts["asked"]) / float(facts["completed"])
-        answer = float(facts["answered"]) / float(facts["completed"])
+        if not number(facts, "completed") > 0:
+            raise InputError("completed", facts["completed"], "no request was answered")
+        prompt = number(facts, "asked") / number(facts, "completed")
+        answer = number(facts, "answered") / number(facts, "completed")
         load = {"cluster": "disaggregated", "workload": "closed_loop"}
-        load["workload.concurrency"] = str(round(float(facts["concurrency"])))
-        load["workload.requests"] = str(round(float(facts["completed"])))
-        load |= {f"{role}.replicas": str(round(float(facts[role]))) for role in ("prefill", "decode")}
+        load["workload.concurrency"] = str(round(number(facts, "concurrency")))
+        load["workload.requests"] = str(round(number(facts, "completed")))
+        load |= {f"{role}.replicas": str(round(number(facts, role))) for role in ("prefill", "decode")}
         load |= lengths("inputs", prompt, prompt) | lengths("outputs", answer, answer)
         return outcome(composed(BENCHMARK, load, overrides))
 
@@ -215,7 +241,7 @@ class KvTransfer:
         assert spec is not None
         kernel = Kernel()
         arrived: list[float] = []
-        Link(kernel, spec).send(float(facts["megabytes"]) * 1e6, lambda: arrived.append(kernel.now))
+        Link(kernel, spec).send(number(facts, "megabytes") * 1e6, lambda: arrived.append(kernel.now))
         kernel.run()
         return {"transfer_time": arrived[0]}
 
@@ -224,4 +250,4 @@ def devices(facts: Facts) -> int:
     """The tensor-parallel degree that ``tp`` says, as a number or within a label such as tp4_ep1."""
     said = str(facts.get("tp", 1))
     match = re.search(r"tp(\d+)", said)
-    return int(match.group(1)) if match else round(float(said))
+    return int(match.group(1)) if match else round(number({"tp": said}, "tp"))

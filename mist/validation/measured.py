@@ -1,9 +1,9 @@
 """Measured sets: what a file of measurements says, and under which conditions it was measured."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from yaml import safe_load
 
 from mist.build import build
 from mist.catalog import groups, roots
-from mist.errors import InputError
+from mist.errors import InputError, TraceError
 from mist.units import TIME
 from mist.validation.harness import Facts, Harness
 from mist.validation.names import GROUPS, known, named_in
@@ -43,6 +43,17 @@ class Metric:
         return float(np.percentile(column, q, method="inverted_cdf") * scale)
 
 
+class Derived(Protocol):
+    """Columns that are worked out of a file's own."""
+
+    @property
+    def needs(self) -> Collection[str]:
+        """Columns of the file that it looks at and no fact is in."""
+
+    def of(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The table with its columns beside the file's."""
+
+
 @dataclass(frozen=True)
 class MeasuredSet:
     """How to read files of one kind, and how to replay them.
@@ -52,7 +63,9 @@ class MeasuredSet:
     columns that a file may lack (its name may say it, or ``given`` does). ``grouped`` takes rows with equal facts as
     one cell, else every row is one. Rows with ``drop`` (column -> value) are left out. ``calibration`` (fact ->
     values with | between) marks the cells the engine's scalars were set on; all others are held out. ``slices``
-    are the facts to break errors down by. ``node`` is the server that a device stood in, where it mattered.
+    are the facts to break errors down by. ``node`` is the server that a device stood in, where it mattered. ``derived``
+    columns are optional ones. ``limits`` say what the cells can judge and what not. A set that is not ``deployed`` is
+    of a stage without a serving engine: no override changes its replays.
     """
 
     about: str
@@ -69,16 +82,21 @@ class MeasuredSet:
     calibration: Mapping[str, str] = field(default_factory=dict)
     slices: Mapping[str, str] = field(default_factory=dict)  # fact -> what to call it
     grouped: bool = False
+    derived: Derived | None = None
+    limits: str = ""
+    deployed: bool = True
 
     def fits(self, columns: set[str]) -> bool:
         """Whether a file with these columns is of this kind."""
-        return {*self.columns.values(), *(metric.column for metric in self.metrics.values())} <= columns
+        looked_at = self.derived.needs if self.derived else ()
+        return {*self.columns.values(), *(metric.column for metric in self.metrics.values()), *looked_at} <= columns
 
     def cells(self, table: pd.DataFrame, stem: str) -> Iterator["Cell"]:
         """The measurements of a file."""
         for column, value in self.drop.items():
             if column in table:
                 table = table[table[column].astype(str) != value]
+        table = self.derived.of(table) if self.derived else table
         present = {**self.columns, **{fact: c for fact, c in self.optional.items() if c in table}}
         if self.grouped and present:
             parts: list[pd.DataFrame] = [part for _, part in table.groupby(list(present.values()), sort=False)]
@@ -139,7 +157,15 @@ def measured_sets() -> dict[str, MeasuredSet]:
 
 def recognised(file: Path, sets: Mapping[str, MeasuredSet]) -> str | None:
     """The set a file belongs to; None where no set describes it."""
-    columns = set(pd.read_csv(file, nrows=0).columns)
+    columns = {*table_of(file, 0).columns}
     fitting = [name for name, kind in sets.items() if kind.fits(columns)]
     by_name = [name for name in fitting if file.name.startswith(sets[name].prefix)]
     return next(iter(by_name or fitting), None)
+
+
+def table_of(file: Path, most: int | None = None) -> pd.DataFrame:
+    """The rows of a CSV file, ``most`` of them at most; TraceError where it is none."""
+    try:
+        return pd.read_csv(file, nrows=most)
+    except (OSError, ValueError) as error:  # of pandas: empty, ragged, not UTF-8
+        raise TraceError(str(file), file.suffix, f"cannot be read as CSV: {str(error).splitlines()[0]}") from None

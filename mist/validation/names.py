@@ -10,7 +10,8 @@ from yaml import safe_load
 from mist.catalog import groups, nearest, roots
 from mist.errors import InputError
 
-GROUPS = {"model": "model", "hardware": "hardware", "engine": "engine", "link": "link"}  # role -> group of conf/
+# role -> group of conf/
+GROUPS = {"model": "model", "hardware": "hardware", "engine": "engine", "link": "link", "encoder": "encoder"}
 
 
 def known(role: str, said: str) -> str:

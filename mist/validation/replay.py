@@ -5,13 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from yaml import safe_load
 
 from mist.catalog import choice_file
 from mist.errors import InputError, MistError
-from mist.validation.harness import Facts, Overrides, Unanswered, devices
-from mist.validation.measured import Cell, MeasuredSet, measured_sets, recognised
+from mist.validation.harness import Facts, Overrides, Unanswered, devices, number
+from mist.validation.measured import Cell, MeasuredSet, measured_sets, recognised, table_of
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,8 @@ class Job:
         if facts.get("hardware") in kind.node:
             said["node"] = kind.node[facts["hardware"]]
         cut = {"tp": str(devices(facts))} if "tp" in facts else {}
-        if "pp" in facts and round(float(facts["pp"])) > 1:
-            cut["pp"] = str(round(float(facts["pp"])))
+        if "pp" in facts and round(number(facts, "pp")) > 1:
+            cut["pp"] = str(round(number(facts, "pp")))
         formats = _formats(facts["model"], facts["precision"], kind.kv_dtype) if "precision" in facts else {}
         return {**kind.overrides, **said, **cut, **formats, **as_overrides(self.variant)}
 
@@ -113,7 +112,7 @@ def jobs(path: Path, variants: Sequence[str]) -> tuple[list[Job], list[Path]]:
         if name is None:
             foreign.append(file)
             continue
-        cells = list(sets[name].cells(pd.read_csv(file), file.stem))
+        cells = list(sets[name].cells(table_of(file), file.stem))
         found.extend(Job(name, sets[name], file, cell, variant) for variant in variants for cell in cells)
     return found, foreign
 

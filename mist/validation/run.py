@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mist.errors import InputError, MistError
+from mist.validation.effect import refuse_idle
 from mist.validation.harness import Overrides, composed
 from mist.validation.measured import MeasuredSet, measured_sets
-from mist.validation.replay import Comparison, as_overrides, jobs, replayed
+from mist.validation.replay import Comparison, Job, as_overrides, jobs, replayed
 from mist.validation.score import Score, scored
 
 
@@ -44,8 +45,30 @@ def validate(path: Path, variants: Sequence[str] = ("",)) -> Validation:
     work, foreign = jobs(path, list(dict.fromkeys(variants)))
     if not work:
         raise InputError("", path, "no set of conf/validation describes what is there")
+    _refuse_idle(work)
     compared, sets = replayed(work), measured_sets()
     return Validation(compared, scored(compared, {name: kind.slices for name, kind in sets.items()}), foreign, sets)
+
+
+def _refuse_idle(work: Sequence[Job]) -> None:
+    """InputError for overrides that no replay depends on."""
+    typed = next((job.variant for job in work if job.variant), "")
+    if typed and not any(job.kind.deployed for job in work):
+        names = ", ".join(dict.fromkeys(job.name for job in work))
+        raise InputError("", typed, f"has no effect: no serving engine is replayed for {names}")
+    for variant in dict.fromkeys(job.variant for job in work if job.variant):
+        deployments = [deployed for job in work if job.variant == variant and (deployed := _deployed(job)) is not None]
+        refuse_idle(deployments, as_overrides(variant))
+
+
+def _deployed(job: Job) -> Overrides | None:
+    """What a cell was measured on; None where that cannot be known, which its replay tells."""
+    if not job.kind.deployed or job.cell.problem:
+        return None
+    try:
+        return job.overrides()
+    except InputError:
+        return None
 
 
 def check_overrides(overrides: Overrides) -> None:

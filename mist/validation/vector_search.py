@@ -1,10 +1,10 @@
-"""Vector databases against VectorDBBench: mean latency and queries per second of unfiltered HNSW searches."""
+"""Vector databases, replayed: mean latency and queries per second of clients that search one after another."""
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,100 +14,106 @@ from mist.build import build
 from mist.model import Dtype
 from mist.perf.retrieval.database import Database, Served
 from mist.perf.retrieval.hnsw import Hnsw
-from mist.validation.cells import Cell, frame, rows
 from mist.validation.embedding import sheet
+from mist.validation.harness import Facts, Overrides, Unanswered, number
+from mist.validation.measured import measured_sets
 
-VECTORS = {"Performance768D1M": 1_000_000, "Performance768D10M": 10_000_000}  # Cohere embeddings of 768 dimensions
-DIM = 768
 EF = ("ef", "ef_search", "efSearch", "hnsw_ef", "num_candidates")  # the databases' names for it
 LINKS = ("M", "m")
 
 
-class Deployment(NamedTuple):
-    """A database as a file has it: its sheet, how it stores vectors, and the file its scalars are solved from."""
+@dataclass(frozen=True)
+class Deployed:
+    """A database (conf/database) and the type of the vectors it keeps."""
 
-    sheet: str
+    database: str
     dtype: Dtype
-    calibration: str
 
 
-# (database, label) of the deployments that search one segment per shard: what else is searched no file tells
-DEPLOYMENTS = {
-    ("ElasticCloud", "8c60g-force_merge"): Deployment("elasticsearch", "fp32", "result_20250318"),
-    ("OpenSearch", "16c128g-force_merge"): Deployment("opensearch", "fp32", "result_20250224"),
-    ("Milvus", "16c64g-sq8-force_merge"): Deployment("milvus", "int8", "result_20260403"),
-    ("Milvus", "16c64g-sq4u-fp16-force_merge"): Deployment("milvus", "int4", ""),
-    ("QdrantCloud", "16c64g"): Deployment("qdrant", "fp32", "result_20250602"),
-}
-CALIBRATED = ("Performance768D1M", 5)  # case and concurrency of the calibration cells
+@dataclass(frozen=True)
+class Collection:
+    """What is searched."""
+
+    vectors: int
+    dim: int
 
 
-def score(path: Path) -> pd.DataFrame:
-    """Predicted beside measured latency (s) and throughput (queries/s) of every row of a VectorDBBench table.
+@dataclass(frozen=True)
+class VectorSearch:
+    """``concurrency`` clients, each with one search at a time, of an HNSW index.
 
-    Columns: set, slice, cell, measured, predicted, unit, split. Filtered searches, databases that hide their index,
-    and rows that contradict each other have no prediction and the split *not modelled*. The first searches after a
-    start read from disk: single-client rows slower on average than the warm P99 are a slice of their own.
+    Facts: deployment, case, k, ef, links, concurrency. Unanswered for deployments and cases that are not given.
     """
-    return frame("T12", _cells(pd.read_csv(path)))
+
+    deployments: Mapping[str, Deployed]
+    cases: Mapping[str, Collection]
+
+    def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
+        index, database = self.served(facts)
+        work = Served(index, build(Database, sheet("database", database))).work(1)
+        latency = work.latency + work.core_seconds
+        return {"latency": latency, "queries_per_second": number(facts, "concurrency") / latency}
+
+    def served(self, facts: Facts) -> tuple[Hnsw, str]:
+        """The index that is searched, and the database around it."""
+        deployed, searched = self.deployments.get(facts["deployment"]), self.cases.get(facts["case"])
+        if searched is None:
+            raise Unanswered("filtered searches and other collections are not modelled")
+        if deployed is None:
+            raise Unanswered("deployments that search several segments or hide their index are not modelled")
+        k = round(number(facts, "k"))  # fewer candidates than results are raised to as many (hnswlib, Lucene)
+        links, depth = round(number(facts, "links")), max(round(number(facts, "ef")), k)
+        found = {"vectors": searched.vectors, "dim": searched.dim, "dtype": deployed.dtype}
+        shipped = build(Hnsw, sheet("retrieval", "hnsw"))
+        return replace(shipped, links=links, ef_search=depth, k=k, **found), deployed.database  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Configurations:
+    """What VectorDBBench's rows say in their own ways: ``deployment``, and ``ef`` and ``links`` out of ``params``.
+
+    A ``start`` is cold, from disk, where a lone client waits longer on average than the P99 of the searches before.
+    """
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"db_label", "params", "serial_p99_s"})
+
+    def of(self, table: pd.DataFrame) -> pd.DataFrame:
+        given = [_parameters(text) for text in table["params"]]
+        cold = (table["concurrency"] == 1) & (table["lat_avg_s"] > table["serial_p99_s"])
+        return table.assign(
+            deployment=table["db"] + " " + table["db_label"].fillna("(no label)").astype(str),
+            ef=[_first(one, EF) for one in given],
+            links=[_first(one, LINKS) for one in given],
+            start=np.where(cold, "cold", "warm"),
+        )
 
 
 def calibrate(path: Path) -> dict[str, tuple[float, float]]:
     """Seconds per query and slowdown of each database, by least squares on relative errors of calibration cells."""
-    solved = {}
-    known = list(_known(pd.read_csv(path)))
-    for name in sorted({deployment.sheet for _, deployment, _ in known}):
-        own = [
-            (row, index) for row, deployment, index in known if deployment.sheet == name and _fitted(row, deployment)
-        ]
-        latency = np.array([row["lat_avg_s"] for row, _ in own])
-        search = np.array([index.work(1).core_seconds for _, index in own])
-        found, _ = nnls(np.column_stack([1 / latency, search / latency]), np.ones(len(own)))
-        solved[name] = (float(found[0]), float(found[1]))
-    return solved
+    kind = measured_sets()["vector_search"]
+    assert isinstance(kind.harness, VectorSearch)
+    measured: dict[str, list[tuple[float, float]]] = {}
+    for cell in kind.cells(pd.read_csv(path), path.stem):
+        if kind.fitted_on(cell.facts) and not cell.problem:
+            index, database = kind.harness.served(cell.facts)
+            measured.setdefault(database, []).append((cell.measured["latency"], index.work(1).core_seconds))
+    return {name: _solved(*np.array(cells).T) for name, cells in sorted(measured.items())}
 
 
-def _cells(table: pd.DataFrame) -> Iterator[Cell]:
-    known = {row["row"]: (deployment, index) for row, deployment, index in _known(table)}
-    databases = {d.sheet: build(Database, sheet("database", d.sheet)) for d in DEPLOYMENTS.values()}
-    for number, row in enumerate(rows(table)):
-        where = f"{row['db']} {row['db_label']}, {row['case']}, recall {row['recall']}, {row['concurrency']} clients"
-        latency, split, kind = None, "", f"{row['db']} {row['case']}"
-        if number in known:
-            deployment, index = known[number]
-            work = Served(index, databases[deployment.sheet]).work(1)
-            latency = work.latency + work.core_seconds
-            split = "calibration" if _fitted(row, deployment) else "held-out"
-            if row["concurrency"] == 1 and row["lat_avg_s"] > row["serial_p99_s"]:
-                kind += ", cold"
-        yield Cell(kind, where, row["lat_avg_s"], latency, "s", split)
-        yield Cell(kind, where, row["qps"], latency and row["concurrency"] / latency, "queries/s", split)
+def _solved(latency: Any, search: Any) -> tuple[float, float]:
+    found, _ = nnls(np.column_stack([1 / latency, search / latency]), np.ones(len(latency)))
+    return float(found[0]), float(found[1])
 
 
-def _known(table: pd.DataFrame) -> Iterator[tuple[dict[str, Any], Deployment, Hnsw]]:
-    """The rows that are modelled, with the index that they search."""
-    shipped = build(Hnsw, sheet("retrieval", "hnsw"))
-    # rows that say they are one configuration and measured several recalls misstate it
-    same = table.groupby(["file", "db_label", "case", "params", "concurrency"]).recall.transform("nunique")
-    for number, row in enumerate(rows(table)):
-        deployment, vectors = DEPLOYMENTS.get((row["db"], row["db_label"])), VECTORS.get(row["case"])
-        if deployment is None or vectors is None or same.iloc[number] > 1:
-            continue
-        given = json.loads(row["params"])
-        ef, links = _first(given, EF), _first(given, LINKS)
-        if ef is None or links is None:
-            continue
-        k = int(row["k"])  # fewer candidates than results are raised to as many (hnswlib, Lucene)
-        index = replace(
-            shipped, vectors=vectors, dim=DIM, links=links, ef_search=max(ef, k), k=k, dtype=deployment.dtype
-        )
-        yield {**row, "row": number}, deployment, index
+def _parameters(text: object) -> Mapping[str, Any]:
+    try:
+        found = json.loads(str(text))
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, Mapping) else {}
 
 
-def _fitted(row: Mapping[str, Any], deployment: Deployment) -> bool:
-    fitted = bool(deployment.calibration) and row["file"].startswith(deployment.calibration)
-    return fitted and (row["case"], row["concurrency"]) == CALIBRATED
-
-
-def _first(given: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
-    return next((int(given[name]) for name in names if name in given), None)
+def _first(given: Mapping[str, Any], names: tuple[str, ...]) -> float:
+    return next((float(given[name]) for name in names if name in given), float("nan"))

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import yaml
 
+from mist.calibration import replays
 from mist.calibration.calibrate import AFTER, BEFORE, calibrate
+from mist.calibration.cells import cells
+from mist.calibration.fit import OUT_OF_TIME
 from mist.calibration.scalars import COLLINEAR, SCALARS, unidentified
 from mist.cli import main
 from mist.compose import compose
@@ -214,6 +217,15 @@ def test_a_written_profile_composes_and_is_what_was_fitted(several, tmp_path, mo
         ([*DEPLOYED, "--hold-out", "1"], "a number above 1"),
         ([*DEPLOYED, *(f"engine.{name}=1ms" for name in SCALARS)], "all are given"),
         ([*DEPLOYED, "model=llama-3.1-405b"], "no cell can be replayed"),
+        ([*DEPLOYED, "slo.ttft_p99=1s"], "slo.ttft_p99 = 1s: has no effect: times are compared"),
+        ([*DEPLOYED, "price=spot"], "price = spot: has no effect: times are compared, not dollars"),
+        ([*DEPLOYED, "node=hgx-h100"], "node = hgx-h100: has no effect: the replica's 1 x h100"),
+        ([*DEPLOYED, "engine.kernels=sglang"], "engine.kernels = sglang: has no effect"),
+        (["hardware=h100", "tp=1", "perf=profile", "perf.path=x.csv"], "perf = profile: a step log holds the engine's"),
+        ([*DEPLOYED, "workload.concurrency=many"], "workload.concurrency = many: is no number"),
+        ([*DEPLOYED, "--minutes", "0"], "--minutes = 0: must be positive"),
+        ([*DEPLOYED, "--minutes", "inf"], "--minutes = inf: must be positive"),
+        ([*DEPLOYED, "--minutes", "0.0000001"], "--minutes = 1e-07: was over after 0 of 1 cells"),
     ],
 )
 def test_bad_input_is_told_and_nothing_is_written(benchmark, words, why, tmp_path, capsys):
@@ -233,9 +245,59 @@ def test_a_profile_is_written_under_a_name_that_can_be_typed(benchmark, name, ca
 def test_a_load_that_cannot_be_known_is_told(benchmark, capsys):
     file = benchmark("one", 4, 30, request_rate=None, max_concurrency=None)
     assert main(["calibrate", file, *DEPLOYED]) == 2
-    assert "neither concurrency nor rate" in capsys.readouterr().err
+    assert "neither concurrency nor rate nor when requests arrived: add workload.concurrency" in capsys.readouterr().err
     assert main(["calibrate", *DEPLOYED]) == 2
     assert "name the output of a benchmark" in capsys.readouterr().err
+
+
+def first_cells(files, own):
+    """The cells that a calibration replays first."""
+    return [cell.replay({**cell.overrides, **own}) for cell in cells([str(file) for file in files], own)]
+
+
+def test_a_load_that_the_file_lacks_may_be_typed(benchmark):
+    own = {**OWN, "workload.concurrency": "4"}
+    (told,) = first_cells([benchmark("one", 4, 30)], OWN)
+    (typed,) = first_cells([benchmark("two", 4, 30, request_rate=None, max_concurrency=None)], own)
+    assert typed == told
+
+
+def test_requests_of_aiperf_are_replayed_at_their_times(tmp_path):
+    metrics = {"time_to_first_token": (50, "ms"), "inter_token_latency": (9, "ms"), "request_latency": (400, "ms")}
+    metrics |= {"input_sequence_length": (512, "tokens"), "output_sequence_length": (40, "tokens")}
+    told = {name: {"value": value, "unit": unit} for name, (value, unit) in metrics.items()}
+    lines = [json.dumps({"metadata": {"request_start_ns": n * 10**8}, "metrics": told}) for n in range(20)]
+    (tmp_path / "profile_export.jsonl").write_text("\n".join(lines))
+    (answer,) = first_cells([tmp_path / "profile_export.jsonl"], {**OWN, "model": "llama-3.1-8b"})
+    assert answer["requests_per_second"] == pytest.approx(20 / 2.2, rel=0.1)
+
+
+def test_what_a_file_calls_a_model_is_told_where_nobody_knows_it(benchmark, capsys):
+    file = benchmark("one", 4, 30, model_id="acme/Llama-Finetune")
+    assert main(["calibrate", file, *DEPLOYED]) == 2
+    assert "does not say model in words that conf/ and conf/names.yaml know (model 'acme/Llama-Finetune')" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_fit_that_is_out_of_time_answers_with_its_best_point(benchmark, monkeypatch, tmp_path, capsys):
+    """Time goes by a second a replay."""
+    files = [benchmark("one", 4, 60), benchmark("two", 32, 60)]
+    now = iter(range(10**6))
+    monkeypatch.setattr(replays.time, "monotonic", lambda: float(next(now)))
+    told = []
+    answer = calibrate(files, OWN, minutes=1.0, shown=told.append)
+    assert "time was over" in answer.cut_short
+    assert all(one.low is None for one in answer.estimates)
+    assert {one.why for one in answer.estimates} == {OUT_OF_TIME}
+    errors = {variant: sum(s.mape for s in answer.scores if s.variant == variant) for variant in (BEFORE, AFTER)}
+    assert errors[AFTER] < errors[BEFORE]
+    assert [one.replays for one in told] == list(range(1, answer.replays + 1))
+    assert (told[0].cells, told[0].limit) == (2, 60.0)
+    page = tmp_path / "mine.yaml"
+    assert main(["calibrate", *files, *DEPLOYED, "--minutes", "1", "--write", str(page)]) == 0
+    assert "time was over" in capsys.readouterr().out
+    assert page.read_text().count("not converged") == 4
 
 
 def test_columns_of_a_table_of_runs_are_replayed_and_can_be_held_out(tmp_path, capsys):

@@ -226,6 +226,24 @@ def test_an_unstated_statistic_is_said_to_be_assumed(written):
         ("a.csv", "rate,input\n1,2\n", "no latency with a unit"),
         ("a.txt", "", "no format is known"),
         ("profile_export_aiperf.csv", "Metric,avg\nTime to First Token (parsecs),1\n", "no unit of time"),
+        (
+            "profile_export_aiperf.csv",
+            "Metric,avg\nTime to First Token (ms),soon\n",
+            "time_to_first_token avg soon: is no",
+        ),
+        ("a.json", "", "holds no run"),
+        ("a.csv", "", "cannot be read"),
+        ("a.json", '{"mean_ttft_ms": "fast"}', "mean_ttft_ms fast: is no number"),
+        ("a.json", '{"mean_ttft_ms": 1, "request_rate": "many"}', "request_rate many: is no number"),
+        ("a.json", json.dumps(VLLM | DETAILS | {"ttfts": [0.1, "x", 0.2]}), "ttfts x: is no number"),
+        ("a.json", json.dumps(VLLM | DETAILS | {"itls": [[0.1], ["y"], []]}), "itls y: is no number"),
+        ("a.json", json.dumps(VLLM | DETAILS | {"output_lens": "long"}), "output_lens long: is no list of one number"),
+        ("a.json", '{"benchmarks": [null]}', "is not as this tool writes it"),
+        ("a.json", '{"benchmarks": [{"metrics": [1]}]}', "is not as this tool writes it"),
+        ("a.csv", "concurrency,mean_ttft_ms\nfour,3\n", r"a\.csv:2 = concurrency four: is no number"),
+        ("a.csv", "concurrency,mean_ttft_ms\n4,soon\n", r"a\.csv:2 = mean_ttft_ms soon: is no number"),
+        ("a.csv", "arrival,input,output,ttft_ms\nx,5,5,1\n0,5,5,1\n", "arrival x: is no time of arrival"),
+        ("a.csv", "arrival,input,output,ttft_ms\n0,five,5,1\n", "input five: is no number"),
     ],
 )
 def test_what_is_no_benchmark_is_refused_by_name(written, name, text, why):
@@ -233,6 +251,13 @@ def test_what_is_no_benchmark_is_refused_by_name(written, name, text, why):
         read(written(name, text))
     with pytest.raises(InputError, match="no such file"):
         read("nowhere.json")
+
+
+def test_what_a_tool_left_out_is_left_out(written):
+    holes = {"ttfts": [0.1, None, 0.3], "itls": [[0.02] * 4, None, [0.04] * 4], "output_lens": [5, 5, 5]}
+    (run,) = read(written("a.json", json.dumps(VLLM | DETAILS | holes | {"errors": None, "mean_e2el_ms": None})))
+    assert run.requests["ttft"].tolist() == [0.1, 0.3]
+    assert run.latency["e2e_mean"] == pytest.approx(0.32)
 
 
 @pytest.mark.skipif("MIST_DATA" not in os.environ, reason="MIST_DATA names no folder of measured data")

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from mist.perf.measured import Measured
 from mist.perf.provenance import typical
 from mist.perf.roofline import Roofline
 from mist.perf.stages import stages
-from mist.perf.tables import store
+from mist.perf.tables import files, store
 from mist.perf.tables.curve import line, through, total
 from mist.perf.tables.files import System, root, rows
 from mist.perf.tables.gemm import gemm
@@ -286,6 +287,30 @@ def test_a_cache_that_cannot_be_written_is_done_without(replica, perf, monkeypat
     monkeypatch.setenv("MIST_CACHE", str(tmp_path / "file" / "below"))
     monkeypatch.setattr(store, "_known", {})
     assert perf.of(replica("llama-3.1-8b")).step_time(SHAPES[0]) > 0
+
+
+def test_a_process_reads_an_entry_once(cache, replica, perf, monkeypatch):
+    one = replica("qwen3-32b", "h100", tp=2)
+    perf.of(one)
+    monkeypatch.setattr(store, "_known", {})
+    monkeypatch.setattr(store, "operators", None)  # the entry is there: nothing is composed of tables
+    fresh = perf.of(one).step_time(SHAPES[0])
+    for path in (cache / "operators").glob("*.json"):
+        path.unlink()
+    assert perf.of(one).step_time(SHAPES[0]) == fresh
+
+
+def test_tables_of_ones_own_are_hashed_once_until_they_change(tmp_path, monkeypatch):
+    table, read = tmp_path / "gemm" / "torch" / "1" / "a.parquet", []
+    table.parent.mkdir(parents=True)
+    table.write_bytes(b"one")
+    monkeypatch.setattr(files, "sha256", lambda content: read.append(content) or sha256(content))
+    system = files.System(tmp_path.as_posix(), "vllm")
+    first = [system.identity() for _ in range(3)]
+    assert len(set(first)) == 1
+    assert read.count(b"one") == 1
+    table.write_bytes(b"other")
+    assert system.identity() not in first
 
 
 def test_what_is_asked_decides_the_cache_entry(replica, perf):

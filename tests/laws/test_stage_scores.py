@@ -8,13 +8,16 @@ import pandas as pd
 import pytest
 import yaml
 
+from mist.calibration.calibrate import calibrate
 from mist.cli import main
+from mist.errors import InputError
 from mist.perf.retrieval.ivf_pq import IvfPq
 from mist.profiling.faiss_cells import BUILDS
 from mist.profiling.retrieval import as_yaml, said
 from mist.profiling.retrieval_fit import as_index, fit, scores
-from mist.validation import embedding, vector_search
-from mist.validation.cells import COLUMNS, errors
+from mist.validation import vector_search
+from mist.validation.run import Validation, validate
+from mist.validation.score import Score
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("flat", "ivf_pq", "hnsw")
@@ -107,36 +110,89 @@ def test_profiling_something_unknown_names_what_there_is(capsys: pytest.CaptureF
     assert "retrieval" in capsys.readouterr().err
 
 
-def test_every_row_of_an_embedding_table_is_scored_or_named_as_not_modelled(tmp_path: Path) -> None:
-    table = tmp_path / "infinity_benchmark.csv"
+def whole(answer: Validation, part: str) -> dict[str, Score]:
+    """The scores of one part of the cells, by metric."""
+    return {score.metric: score for score in answer.scores if score.part == part}
+
+
+def test_every_row_of_an_embedding_table_is_scored_or_named_as_not_predicted(tmp_path: Path) -> None:
+    table = tmp_path / "servers.csv"
     head = "hardware,model,engine,requests_s,seconds_for_10_requests,tokens_per_request,tokens_s"
-    rows = ("L4,bge-large-en-v1.5,TEI candle flashbert,0.54,18.491,115000,62192", "Abacus,none,none,1,1,1,1")
+    rows = (
+        "L4,bge-large-en-v1.5,TEI candle flashbert,0.54,18.491,115000,62192",
+        "Abacus,bge-m3,infinity torch,1,1,1,1",
+    )
     table.write_text("\n".join((head, *rows)) + "\n")
-    scored = embedding.score(table)
-    assert list(scored.columns) == COLUMNS
-    assert list(scored.split) == ["calibration", "not modelled"]
-    assert scored.predicted[0] == pytest.approx(62192, rel=0.005)  # solved from this very row
-    assert pd.isna(scored.predicted[1])
+    answer = validate(table)
+    solved, unknown = answer.compared
+    assert (solved.name, solved.fitted, solved.problem) == ("embedding", True, "")
+    assert solved.predicted == pytest.approx(62192, rel=0.005)  # solved from this very row
+    assert (unknown.fitted, unknown.predicted) == (False, None)
+    assert "hardware = Abacus" in unknown.problem
 
 
 def test_the_embedding_engines_do_as_well_as_they_did() -> None:
     """A seat belt: the held-out errors of the published page, as docs/retrieval.md has them."""
-    scored = embedding.score(measured_set("infinity_benchmark.csv"))
-    table = errors(scored, "split").set_index("split")
-    assert table.n.to_dict() == {"calibration": 5, "held-out": 4}
-    assert table.mape["calibration"] < 0.005
-    assert table.mape["held-out"] < 0.41
+    answer = validate(measured_set("infinity_benchmark.csv"))
+    fitted, held = (whole(answer, part)["tokens_per_second"] for part in ("calibration", "held out"))
+    assert (fitted.covered, held.covered, held.cells) == (5, 4, 5)
+    assert (fitted.mape or 1) < 0.005
+    assert (held.mape or 1) < 0.41
 
 
 def test_the_databases_do_as_well_as_they_did() -> None:
     """A seat belt: the errors on VectorDBBench, as docs/retrieval.md has them."""
-    scored = vector_search.score(measured_set("T12_vector_search_curves.csv"))
-    warm = scored[(scored.unit == "s") & ~scored.slice.str.endswith("cold")]
-    table = errors(warm, "split").set_index("split")
-    assert len(scored) == 2 * 688
-    assert table["median"]["calibration"] < 0.03
-    assert table.mape["held-out"] < 0.22
-    assert table["rank"]["held-out"] > 0.85
+    answer = validate(measured_set("T12_vector_search_curves.csv"))
+    fitted, held, warm = (whole(answer, part)["latency"] for part in ("calibration", "held out", "start warm"))
+    assert (fitted.cells, fitted.covered, held.covered, warm.covered) == (24, 24, 122, 135)
+    assert (fitted.typical or 1) < 0.03
+    assert (held.mape or 1) < 0.25
+    assert (warm.rank or 0) > 0.9
+    for problem in answer.problems:
+        assert any(word in problem for word in ("several segments", "filtered searches", "the row has no ef"))
+
+
+def search_row(**fields: Any) -> pd.DataFrame:
+    params = '{"element_type":"float","M":16,"num_candidates":120,"efConstruction":256}'
+    row = {"file": "f.json", "db": "ElasticCloud", "db_label": "8c60g-force_merge", "params": params, "k": 100}
+    row |= {"case": "Performance768D1M", "recall": 0.93, "serial_p99_s": 0.0107, "concurrency": 5, "qps": 357.0}
+    return pd.DataFrame([{**row, "lat_avg_s": 0.014, **fields}])
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"case": "LabelFilterPerformanceCase"}, "filtered searches"),
+        ({"db_label": "8c60g"}, "several segments"),
+        ({"db_label": None}, "several segments"),
+        ({"db": "Milvus"}, "several segments"),  # the label is another database's
+        ({"params": "{}"}, "no ef, links"),
+        ({"params": "not JSON"}, "no ef, links"),
+        ({"concurrency": None}, "no concurrency"),
+    ],
+)
+def test_a_search_that_is_not_modelled_says_why(tmp_path: Path, fields: dict[str, Any], why: str) -> None:
+    file = tmp_path / "searches.csv"
+    pd.concat([search_row(), search_row(**fields)]).to_csv(file, index=False)
+    known, other = validate(file).compared[::2]
+    assert known.predicted is not None
+    assert other.predicted is None
+    assert why in other.problem
+
+
+def test_a_lone_client_that_reads_from_disk_is_a_slice_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "searches.csv"
+    pd.concat([search_row(concurrency=1), search_row(concurrency=1, lat_avg_s=0.008)]).to_csv(file, index=False)
+    assert {score.part for score in validate(file).scores} >= {"start cold", "start warm"}
+
+
+def test_options_of_an_engine_are_refused_where_no_engine_is_replayed(tmp_path: Path) -> None:
+    file = tmp_path / "searches.csv"
+    search_row().to_csv(file, index=False)
+    with pytest.raises(InputError, match=r"perf=roofline: has no effect: .* vector_search"):
+        validate(file, ["perf=roofline"])
+    with pytest.raises(InputError, match="no serving engine was measured"):
+        calibrate([str(file)], {"model": "llama-3.1-8b", "hardware": "h100", "tp": "1", "engine": "vllm"})
 
 
 def test_a_databases_scalars_are_what_its_calibration_cells_give() -> None:

@@ -155,6 +155,26 @@ def test_an_override_that_is_none_is_refused(closed_loop):
     assert as_overrides("perf=roofline tp=2") == {"perf": "roofline", "tp": "2"}
 
 
+@pytest.mark.parametrize("variant", ["slo=chat", "price=spot", "perf=roofline engine.kernels=sglang", "node=nvl72"])
+def test_an_override_that_no_replay_depends_on_is_refused(closed_loop, variant):
+    with pytest.raises(InputError, match="has no effect"):
+        validate(closed_loop(), [variant])
+
+
+@pytest.mark.parametrize("fields", [{"concurrency": "four"}, {"isl": "long"}, {"tp_size": "some"}])
+def test_text_where_a_number_should_be_is_told(closed_loop, fields):
+    answer = validate(closed_loop(**fields))
+    assert all(score.covered == 0 for score in answer.scores)
+    assert f"{next(iter(fields.values()))}: is no number" in answer.problems[0]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00"])
+def test_a_file_that_is_no_table_is_told_by_name(tmp_path, content):
+    (tmp_path / "broken.csv").write_bytes(content)
+    with pytest.raises(InputError, match=r"broken\.csv = \.csv: cannot be read as CSV"):
+        validate(tmp_path)
+
+
 def test_the_command_prints_and_writes(closed_loop, tmp_path, capsys, monkeypatch):
     file, page = closed_loop(), tmp_path / "accuracy.md"
     assert main(["validate", str(file), "--compare", "perf=roofline", "perf=roofline,tp=8", "--write", str(page)]) == 0

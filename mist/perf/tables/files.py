@@ -81,7 +81,7 @@ class System(NamedTuple):
     def refuse(self, what: str) -> InputError:
         """The error to raise where a table lacks what is asked."""
         if self.own:
-            why = f"{self.name} has no {what} (mist profile ops writes such tables)"
+            why = f"{self.name} has no {what} (mist profile ops writes such tables, and goes on where it ended)"
         else:
             why = f"{PACKAGE} {installed()} has no {what} for {self.kernels} kernels on {self.name}"
         return InputError("perf", "measured", why, ["roofline"])
@@ -90,10 +90,19 @@ class System(NamedTuple):
         """The same for tables that hold the same."""
         if not self.own:
             return f"{PACKAGE} {installed()}"
-        parts = [
-            f"{path}:{sha256(path.read_bytes()).hexdigest()}" for path in sorted(Path(self.name).rglob("*.parquet"))
-        ]
+        parts = [f"{path}:{_content(path, *_stamp(path))}" for path in sorted(Path(self.name).rglob("*.parquet"))]
         return sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+@lru_cache(4096)
+def _content(path: Path, size: int, changed: int) -> str:  # noqa: ARG001 (they tell versions of a file apart)
+    """sha256 of a file, read once by a process for as long as it stays as it is."""
+    return sha256(path.read_bytes()).hexdigest()
 
 
 UNUSED = {"framework", "version", "device", "beam_width"}

@@ -65,9 +65,10 @@ def sustained(m: Floats, seconds: Floats) -> Floats:
 
 
 def _kind(system: System, dtype: str) -> tuple[str, Path]:
+    fewest = 2 if system.own else 4  # fewer widths are a remainder of another kernel; one's own grids begin with three
     for kind in GEMM_DTYPES.get(dtype, ()):
         for path in system.newest("gemm", "gemm_perf"):
-            if len(np.unique(rows(path, gemm_dtype=kind)["n"])) > 3:  # fewer is a remainder of another kernel
+            if len(np.unique(rows(path, gemm_dtype=kind)["n"])) >= fewest:
                 return kind, path
     raise system.refuse(f"{dtype} GEMM")
 
