@@ -160,7 +160,18 @@ def equal(fast: Any, slow: Any) -> None:
 @settings(max_examples=CASES)
 @given(data=st.data())
 def test_leaping_equals_stepping_and_nothing_is_lost(data: Any, mixes: Any, specs: Any, play: Any) -> None:
-    mix = data.draw(mixes)
+    examine(data.draw(mixes), specs, play)
+
+
+@settings(max_examples=CASES // 4)
+@given(data=st.data())
+def test_leaping_equals_stepping_and_nothing_is_lost_behind_tiers(
+    data: Any, tiered_mixes: Any, specs: Any, play: Any
+) -> None:
+    examine(data.draw(tiered_mixes), specs, play)
+
+
+def examine(mix: Any, specs: Any, play: Any) -> None:
     try:
         pools = specs(mix)
     except InputError:

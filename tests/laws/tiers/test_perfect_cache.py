@@ -30,7 +30,9 @@ def layouts(draw):
 
 
 def times(run):
-    return [(r.started, r.first_token, r.finished, [v for v in r.visits if v.stage != "fetch_kv"]) for r in run.requests]
+    return [
+        (r.started, r.first_token, r.finished, [v for v in r.visits if v.stage != "fetch_kv"]) for r in run.requests
+    ]
 
 
 @settings(max_examples=25)
@@ -58,7 +60,9 @@ def test_before_a_decode_pool_too(seed, layerwise, tiered, replay, chat, stored,
     free = stored(read_bandwidth=inf, write_bandwidth=inf, layerwise=layerwise)
     small = without_host_link(tiered(free, role="prefill", kv_blocks=150, **fields))
     perfect = tiered(role="prefill", prefix_caching=True, kv_blocks=ROOMY, **fields)
-    one, other = (replay({"prefill": p, "decode": decode}, traffic, 0.05, LINK, one_by_one=True) for p in (small, perfect))
+    one, other = (
+        replay({"prefill": p, "decode": decode}, traffic, 0.05, LINK, one_by_one=True) for p in (small, perfect)
+    )
     assert times(one) == times(other)
     assert fetches(one).use().fetched > 0
 
