@@ -102,8 +102,8 @@ class Scenario:
         if not isinstance(self.network, Topology):
             return
         hung = any(tier.at is not None for spec in self.pools.values() for tier in tiers_of(spec.tiers).values())
-        if len(self.pools) < 2 and not hung:
-            why = "a single pool hands nothing over, and no tier of KV hangs in it (at): it has no effect"
+        if not any(services(self.pools).values()) and not hung:
+            why = "no pool hands anything over, and no tier of KV hangs in it (at): it has no effect"
             raise InputError("network", self.network.name, why)
         if not isinstance(self.roles, FixedRoles):
             raise InputError("network", self.network.name, "replicas that switch roles have no place of their own")

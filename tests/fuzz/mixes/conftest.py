@@ -162,9 +162,7 @@ def fate(random: np.random.Generator) -> tuple[Any, int]:
 
 
 @st.composite
-def pool_fields(
-    draw: st.DrawFn, role: str, blocks: int, scaled: bool, replicas: int, tiered: bool
-) -> dict[str, Any]:
+def pool_fields(draw: st.DrawFn, role: str, blocks: int, scaled: bool, replicas: int, tiered: bool) -> dict[str, Any]:
     batch, extra = draw(st.sampled_from([1, 3, 15])), draw(st.integers(1, 64))
     kinds = ["plain", "plain", "prefixes", "swap", "drafts", "drafts and prefixes", "parallel", "parallel prefixes"]
     kind = draw(st.sampled_from([kind for kind in kinds if "prefixes" in kind] if tiered else kinds))

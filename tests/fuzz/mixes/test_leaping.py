@@ -151,8 +151,8 @@ def equal(fast: Any, slow: Any) -> None:
                 assert client.kv.use() == twin.kv.use()
         if pool.fetches is not None:
             one, other = pool.fetches.use(), twins.fetches.use()
-            for name in ("requests", "found", "fetched", "fetched_tokens", "wasted_tokens", "lost_tokens"):
-                assert getattr(one, name) == getattr(other, name)
+            for count in ("requests", "found", "fetched", "fetched_tokens", "wasted_tokens", "lost_tokens"):
+                assert getattr(one, count) == getattr(other, count)
         now = fast.cluster.kernel.now
         assert pool.joules(now) == pytest.approx(twins.joules(now), rel=1e-9)
 
