@@ -1,7 +1,9 @@
 """Tiers behind replicas that hand over, fail, come and go, draft, or stand in line behind one another."""
 
 from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -131,16 +133,21 @@ def test_blocks_and_tokens_add_up_at_every_instant_of_a_life_with_failures(data,
 # who comes and goes
 
 
-def test_a_released_replica_s_store_is_lost_and_its_price_is_saved(tiered, replay, chat, stored, linear):
+def test_who_comes_back_begins_with_an_empty_store(tiered, drive, chat, stored, linear):
     scaling = Autoscale(QueueLength(1.0, 2.0), 0.05, 0.05, 0.0, 1, 4)
     spec = tiered(stored(), perf=linear(*STEPS), autoscaler=scaling, limits={"max_running": 4})
     traffic = chat(requests=120).traffic(3)
-    run = replay(spec, traffic, 0.004, until=10.0)
+    times = 0.004 * traffic.times + 3.0 * (np.arange(len(traffic)) // 40)  # three bursts
+    load = zip(times, traffic.inputs.tolist(), traffic.outputs.tolist(), strict=True)
+    run = drive(spec, load, contents=partial(traffic.contents.of, 0), until=60.0)
     (pool,) = run.cluster.pools.values()
     assert all(r.finished >= 0 for r in run.requests)
     assert len(pool.clients) > 1
-    assert pool.fetches.use().fetched > 0
+    use, source = pool.fetches.use(), pool.fetches.source
+    assert use.fetched > 0
     assert pool.fetches.waiting == 0
+    assert use.tiers["store"].lost == sum(shelf.lost for _, shelf in source.gone) > 0
+    assert not any(len(shelf) for _, shelf in source.gone)
 
 
 def test_a_store_is_paid_for_while_a_replica_that_uses_it_is(stored):
