@@ -117,7 +117,7 @@ class PoolSpec:
         if not self.hardware.host_bandwidth:
             raise InputError("tiers", "(some)", f"{self.hardware.name} has no link to a host", ["none"])
         if self.preemption == "swap":
-            why = "swap space is host memory of its own, which tiers do not know: what is swapped would be stored twice"
+            why = "swap space is host memory of its own: tiers know neither its room nor what lies in it"
             raise InputError("preemption", "swap", why, ["recompute"])
         if self.pp > 1 and isinstance(self.tiers, StoredTiers | DrawnTiers) and self.tiers.layerwise:
             why = "a layer-wise fetch into a pipeline is not modelled; tiers.layerwise=false is"

@@ -142,7 +142,7 @@ class Service:
             return
         pool.fleet = Fleet(self.kernel, pool.clients, pool.outstanding, partial(self._client, pool))
         if pool.fetches is not None:
-            pool.fleet.fetching = partial(getattr, pool.fetches, "waiting")
+            pool.fleet.fetching = pool.fetches.waiting
         if isinstance(scaling, Autoscale):
             self.scalers.append(Scaler(self.kernel, scaling, pool.fleet))
         if failing:

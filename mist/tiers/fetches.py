@@ -79,7 +79,6 @@ class Fetches:
         self.source.attach(client, place)
         self._pools.append(_pool(client))
 
-    @property
     def waiting(self) -> int:
         """Requests that are in no line, since their caches are on the way."""
         return sum(fetch.loading is None for fetch in self._flying.values())

@@ -106,7 +106,7 @@ def settled(served: Any, mix: Any) -> None:
             if isinstance(client.kv, StagedPool | TieredPool):
                 assert client.kv.held_for_waiting == client.kv.waiting_tokens == 0
                 assert not getattr(client, "loading", {})
-        assert pool.fetches is None or not pool.fetches.waiting
+        assert pool.fetches is None or not pool.fetches.waiting()
     assert_energy(cluster)
 
 

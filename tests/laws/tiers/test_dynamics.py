@@ -145,7 +145,7 @@ def test_who_comes_back_begins_with_an_empty_store(tiered, drive, chat, stored, 
     assert len(pool.clients) > 1
     use, source = pool.fetches.use(), pool.fetches.source
     assert use.fetched > 0
-    assert pool.fetches.waiting == 0
+    assert pool.fetches.waiting() == 0
     assert use.tiers["store"].lost == sum(shelf.lost for _, shelf in source.gone) > 0
     assert not any(len(shelf) for _, shelf in source.gone)
 
@@ -181,7 +181,7 @@ def test_an_aborted_request_stops_fetching(layerwise, tiered, drive, drawn_hits,
         assert (client.kv.used, client.kv.waiting_tokens, client.loading) == (0, 0, {})
     (pool,) = run.cluster.pools.values()
     assert not any(pool.outstanding)
-    assert pool.fetches.waiting == 0
+    assert pool.fetches.waiting() == 0
 
 
 # drafting, and pipelines
