@@ -12,8 +12,8 @@ Span = tuple[int, int]  # blocks of a prompt: the first, and the first that is n
 class StagedPool(BlockPool):
     """Plain blocks, and fetched caches of waiting requests.
 
-    One that has landed takes blocks at once, where so many are free; else it waits in host buffers until its request
-    is admitted (``staged``, by request).
+    One that has landed waits in host buffers until its request is admitted (``staged``, by request), unless ``hold``
+    gives it blocks before.
     """
 
     __slots__ = ("_landed", "dropped_tokens", "staged")
@@ -21,42 +21,48 @@ class StagedPool(BlockPool):
     def __init__(self, total: int, block_tokens: int) -> None:
         super().__init__(total, block_tokens)
         self.staged: dict[int, Span] = {}
-        self._landed: dict[int, int] = {}  # blocks, by request
+        self._landed: dict[int, tuple[int, int]] = {}  # by request: blocks held, and what its prompt needs beside them
         self.dropped_tokens = 0  # fetched, of requests that left before admission
 
     @property
     def held_for_waiting(self) -> int:
         """Blocks of caches that have landed and wait."""
-        return sum(self._landed.values())
+        return sum(held for held, _ in self._landed.values())
+
+    @property
+    def holders(self) -> int:
+        """Waiting requests that hold blocks."""
+        return len(self._landed)
 
     @property
     def waiting_tokens(self) -> int:
         """Fetched, of requests not yet admitted."""
         return (self.held_for_waiting + _blocks(self.staged)) * self.block_tokens
 
-    def land(self, request: Request, span: Span) -> None:
-        """A waiting request's cache is here."""
-        self.staged[request.id] = span
-        if span[1] <= self.free:
-            _, self._landed[request.id] = self.staged.pop(request.id)
-            self._take(span[1])
+    def hold(self, request: Request) -> None:
+        """Blocks for a staged cache, if memory is enough for its prompt and for those of all who hold some already."""
+        need = self.need(request, request.known + 1)
+        if need + sum(rest for _, rest in self._landed.values()) <= self.free:
+            _, end = self.staged.pop(request.id)
+            self._landed[request.id] = end, need - end
+            self._take(end)
 
     def hit(self, request: Request) -> int:
         _, staged = self.staged.get(request.id, (0, 0))
-        return max(staged, self._landed.get(request.id, 0)) * self.block_tokens
+        return max(staged, self._landed.get(request.id, (0, 0))[0]) * self.block_tokens
 
     def need(self, request: Request, tokens: int) -> int:
-        return super().need(request, tokens) - self._landed.get(request.id, 0)
+        return super().need(request, tokens) - self._landed.get(request.id, (0, 0))[0]
 
     def admit(self, request: Request) -> None:
-        landed = self._landed.pop(request.id, 0)
+        landed, _ = self._landed.pop(request.id, (0, 0))
         _, end = self.staged.pop(request.id, (0, landed))
         request.blocks = end
         request.computed = end * self.block_tokens
         self._take(end - landed)
 
     def drop(self, request: Request) -> None:
-        landed = self._landed.pop(request.id, 0)
+        landed, _ = self._landed.pop(request.id, (0, 0))
         first, end = self.staged.pop(request.id, (0, landed))
         self.used -= landed
         self.dropped_tokens += (end - first) * self.block_tokens
@@ -64,7 +70,7 @@ class StagedPool(BlockPool):
     def reclaim(self) -> bool:
         if not self._landed or self.used > self.held_for_waiting:
             return False
-        id_, end = self._landed.popitem()
+        id_, (end, _) = self._landed.popitem()
         self.used -= end
         self.staged[id_] = 0, end
         return True
@@ -73,11 +79,11 @@ class StagedPool(BlockPool):
 class TieredPool(PrefixPool):
     """A prefix cache above tiers: what it finds goes on with what was fetched.
 
-    A fetched span that has landed takes blocks at once, known by content like any other and held, with those before
-    it, until its request is admitted. Where there is no room it waits in host buffers (``staged``, by request), and
-    its blocks are allocated on admission. It is of no use if the blocks before it have gone meanwhile, or its own have
-    come: such tokens are ``wasted``. ``evicted`` is told every content that leaves the device for good, ``kept`` the
-    contents of whoever gives up its blocks; None of either is nobody.
+    A fetched span that has landed waits in host buffers until its request is admitted (``staged``, by request), unless
+    ``hold`` gives it blocks before: known by content like any other, and held with those before it. It is of no use if
+    the blocks before it have gone meanwhile, or its own have come: such tokens are ``wasted``. ``evicted`` is told
+    every content that leaves the device for good, ``kept`` the contents of whoever gives up its blocks; None of either
+    is nobody.
     """
 
     __slots__ = ("_landed", "dropped_tokens", "evicted", "fetched_tokens", "kept", "staged", "wasted_tokens")
@@ -85,7 +91,8 @@ class TieredPool(PrefixPool):
     def __init__(self, total: int, block_tokens: int) -> None:
         super().__init__(total, block_tokens)
         self.staged: dict[int, Span] = {}
-        self._landed: dict[int, tuple[list[int], int]] = {}  # by request: blocks held, and how many were fetched
+        # by request: blocks held, how many of them were fetched, and what its prompt needs beside them
+        self._landed: dict[int, tuple[list[int], int, int]] = {}
         self.evicted: Callable[[Hashable], None] | None = None
         self.kept: Callable[[Sequence[Hashable]], None] | None = None
         self.fetched_tokens = self.wasted_tokens = 0
@@ -99,25 +106,30 @@ class TieredPool(PrefixPool):
     @property
     def held_for_waiting(self) -> int:
         """Blocks of caches that have landed and wait, and of what lies before them; each counts once."""
-        return len({block for blocks, _ in self._landed.values() for block in blocks})
+        return len({block for blocks, *_ in self._landed.values() for block in blocks})
+
+    @property
+    def holders(self) -> int:
+        """Waiting requests that hold blocks."""
+        return len(self._landed)
 
     @property
     def waiting_tokens(self) -> int:
         """Fetched, of requests not yet admitted."""
-        return (sum(fetched for _, fetched in self._landed.values()) + _blocks(self.staged)) * self.block_tokens
+        return (sum(fetched for _, fetched, _ in self._landed.values()) + _blocks(self.staged)) * self.block_tokens
 
-    def land(self, request: Request, span: Span) -> None:
-        """A waiting request's cache is here."""
-        self.staged[request.id] = span
-        end = self._usable(request)
-        if not end or self.need(request, end * self.block_tokens) > self.free:
+    def hold(self, request: Request) -> None:
+        """Blocks for a staged cache, if memory is enough for its prompt and for those of all who hold some already."""
+        end, rest = self._usable(request), sum(rest for *_, rest in self._landed.values())
+        if not end or self.need(request, request.known + 1) + rest > self.free:
             return
         first, _ = self.staged.pop(request.id)
         counts = self.hit_tokens, self.looked_up_tokens
         super().admit(request)
         found = request.blocks
         super().grow(request, (end - found) * self.block_tokens)
-        self._landed[request.id] = request.table, end - found
+        rest = -(-(request.known + 1) // self.block_tokens) - end
+        self._landed[request.id] = request.table, end - found, rest
         request.table, request.blocks, request.computed = [], 0, 0
         self.hit_tokens, self.looked_up_tokens = counts
         self.wasted_tokens += (found - first) * self.block_tokens
@@ -132,7 +144,7 @@ class TieredPool(PrefixPool):
         return end if first <= len(self._lookup(request)) < end else 0
 
     def admit(self, request: Request) -> None:
-        blocks, landed = self._landed.pop(request.id, ([], 0))
+        blocks, landed, _ = self._landed.pop(request.id, ([], 0, 0))
         if blocks:
             self.give_back(blocks)  # and taken again with all that is found
         end = self._usable(request)
@@ -148,14 +160,14 @@ class TieredPool(PrefixPool):
 
     def drop(self, request: Request) -> None:
         first, end = self.staged.pop(request.id, (0, 0))
-        blocks, fetched = self._landed.pop(request.id, ([], 0))
+        blocks, fetched, _ = self._landed.pop(request.id, ([], 0, 0))
         self.give_back(blocks)
         self.dropped_tokens += (end - first + fetched) * self.block_tokens
 
     def reclaim(self) -> bool:
         if not self._landed or self.used > self.held_for_waiting:
             return False
-        id_, (blocks, fetched) = self._landed.popitem()
+        id_, (blocks, fetched, _) = self._landed.popitem()
         self.give_back(blocks)
         self.staged[id_] = len(blocks) - fetched, len(blocks)
         return True

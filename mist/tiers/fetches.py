@@ -45,7 +45,7 @@ class Fetches:
 
     The decision is made on arrival at the replica, when it is known what its device holds, so that the transfer
     overlaps with the wait in line: who has landed takes the place of one who came when it did. What has landed takes
-    KV blocks, where there are free ones, and waits in host buffers for its admission, where there are none.
+    KV blocks, where there are enough and nobody in line is without, and waits in host buffers for its admission else.
     """
 
     def __init__(
@@ -127,20 +127,23 @@ class Fetches:
         del self._flying[request.id]
         fetch.visit(now)
         if fetch.loading is None:
-            self._land(fetch)
+            _pool(client).staged[request.id] = fetch.span
+            self._hold(request, client, client.waiting)
             client.resume(request)
             return
         fetch.loading.land(now)
         if request.id in _pool(client).staged:
-            self._land(fetch)
+            self._hold(request, client, client.waiting - 1)
         elif request.aborted:
             client.loading.pop(request.id, None)
 
-    def _land(self, fetch: Fetch) -> None:
-        """Its blocks are taken from the steps to come."""
-        fetch.client.catch_up()
-        _pool(fetch.client).land(fetch.request, fetch.span)
-        fetch.client.wake()
+    def _hold(self, request: Request, client: LLMClient, others: int) -> None:
+        """Blocks for what has landed, unless some of the ``others`` in line have none: they may be before it."""
+        pool = _pool(client)
+        if others == pool.holders:
+            client.catch_up()
+            pool.hold(request)
+            client.wake()  # the steps to come have fewer blocks
 
     # replicas and requests that are no more
 
