@@ -88,6 +88,7 @@ class Fleet:
         self.failures = 0
         self.joined = 0  # replicas taken over from another role
         self.on_up: Callable[[int], None] | None = None
+        self.fetching: Callable[[], int] = int  # requests in no line, since their caches are on the way
         self._now: dict[int, Span] = {index: Span(index, "up", 0.0) for index in self.up}
         self._life = [0] * len(clients)  # tells an event for a replica from one for its predecessor
         self._then: dict[int, Callable[[], None]] = {}  # once drained
@@ -227,7 +228,7 @@ class Scaler:
         return PoolView(
             replicas=fleet.count("starting", "up", "failed"),
             up=len(live),
-            waiting=sum(client.waiting + client.expected for client in live) + len(fleet.held),
+            waiting=sum(client.waiting + client.expected for client in live) + len(fleet.held) + fleet.fetching(),
             running=sum(len(client.running) for client in live),
             memory=sum(c.used_by_now for c in live) / sum(c.kv.total for c in live) if live else 0.0,
             busy=min((busy - before) / ((now - looked) * len(live)), 1.0) if live else 0.0,

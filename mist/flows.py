@@ -65,12 +65,17 @@ class Flows:
     """
 
     def __init__(self, kernel: Kernel, capacities: Mapping[str, float]) -> None:
-        self.kernel, self.capacities = kernel, capacities
+        self.kernel, self.capacities = kernel, dict(capacities)
         self.bytes_sent = 0.0
         self._lanes: dict[Path, Lane] = {}  # with flows in them
         self._crossing: dict[str, dict[Path, None]] = {}  # paths in use, by link
         self._paths: dict[int, Path] = {}  # by flow
         self._flows = 0  # ever begun
+
+    def lay(self, links: Mapping[str, float]) -> None:
+        """Further links; those there are keep their bandwidth."""
+        for link, bandwidth in links.items():
+            self.capacities.setdefault(link, bandwidth)
 
     @property
     def next_flow(self) -> int:

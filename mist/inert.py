@@ -17,6 +17,7 @@ from mist.perf.profile import Profile
 from mist.pool import PoolSpec
 from mist.scenario import Scenario
 from mist.schedulers.guaranteed_no_evict import GuaranteedNoEvict
+from mist.tiers.spec import tiers_of
 from mist.topology import Topology
 
 # of an engine, in the time of its steps
@@ -46,7 +47,7 @@ def effective(overrides: Sequence[str]) -> list[str]:
 
 def _inert(overrides: Sequence[str], config: Mapping[str, Any] | None) -> Iterator[tuple[Override, str]]:
     looks = {
-        "node": _node, "priority": _priority, "expert_skew": _skew, "hosts": _idle, "link": _link,
+        "tiers": _tier, "node": _node, "priority": _priority, "expert_skew": _skew, "hosts": _idle, "link": _link,
         "kernel_factor": _factor, "preemption": _preemption, "swap_space": _preemption,
     }  # fmt: skip
     looks |= dict.fromkeys((*OVERHEADS, *TIMED), _engine)
@@ -64,6 +65,21 @@ def _link(override: Override, scenario: Scenario) -> str:
     if override.address[0] != "link" or not isinstance(scenario.network, Topology):
         return ""
     return f"network={scenario.network.name} lays out the links between replicas; network=one_link uses it"
+
+
+def _tier(override: Override, scenario: Scenario) -> str:
+    """Why ``[pool.]tiers.tiers.<name>.(at|shared_by|link)`` does not matter; empty if it does."""
+    pools, option = _spoken_to(override, scenario)
+    if option[:2] != ["tiers", "tiers"] or len(option) < 4:
+        return ""
+    tiers = [tiers_of(spec.tiers)[option[2]] for spec in pools if option[2] in tiers_of(spec.tiers)]
+    places = sorted(tier.at for tier in tiers if tier.at is not None)
+    if not isinstance(scenario.network, Topology):
+        why = "without a topology shared_by and link say who shares a store and how; network=flat looks at it"
+        return why if option[3] == "at" and places else ""
+    if option[3] not in {"shared_by", "link"} or not places:
+        return ""
+    return f"network={scenario.network.name} says who shares a store at={places[0]} and how; at=null uses it"
 
 
 def _node(override: Override, scenario: Scenario) -> str:

@@ -36,6 +36,7 @@ from mist.spans import mean_replicas, paid, seconds
 from mist.stage_times import stage_reports
 from mist.station_report import host_report, station_report
 from mist.steady import steady_notes
+from mist.tiers.prices import mean_tier_dollars, tier_dollars
 from mist.window import tail_notes, window_notes
 
 
@@ -180,7 +181,7 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float, window: Observed, requ
         preemptions=sum(client.preemptions for client in clients),
         steps=sum(client.steps for client in clients),
         dollars_per_hour=spec.replica.devices * replicas * pool.part * scenario.price.of(spec.hardware.name)
-        + spec.tier_dollars,
+        + _tiers(scenario, pool, window),
         scheduler=_named(spec.scheduler),
         layout=" x ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1),
         node=spec.node.name,
@@ -193,6 +194,16 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float, window: Observed, requ
         tiers=pool.fetches.use() if pool.fetches is not None else None,
         step_time_sources=_sources(pool, requests),
     )
+
+
+def _tiers(scenario: Scenario, pool: Pool, window: Observed) -> float:
+    """Dollars per hour of the stores behind a pool, on average over the window."""
+    spec, fleet = pool.spec, pool.fleet
+    if fleet is None:
+        return tier_dollars(spec.tiers, scenario.network, scenario.nodes(pool.name, spec.replicas))
+    nodes = scenario.nodes(pool.name, len(pool.clients))
+    spans = fleet.history(max(fleet.kernel.now, window.end))
+    return mean_tier_dollars(spec.tiers, scenario.network, nodes, spans, window.start, window.end)
 
 
 def _sources(pool: Pool, requests: Sequence[Request]) -> dict[str, float]:

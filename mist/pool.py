@@ -24,8 +24,8 @@ from mist.perf.profile import check_profile
 from mist.perf.stages import stages
 from mist.policy import Router, Scheduler
 from mist.speculation import OFF, Speculation
-from mist.tiers.fetches import Layout
-from mist.tiers.spec import NO_TIERS, NoTiers, Tiers, tier_dollars
+from mist.tiers.prediction import Layout
+from mist.tiers.spec import NO_TIERS, DrawnTiers, NoTiers, StoredTiers, Tiers
 from mist.topology import Site
 from mist.units import Bytes
 
@@ -121,25 +121,30 @@ class PoolSpec:
             raise InputError("tiers", "(some)", "a decode pool is sent whole caches", ["none"])
         if not self.hardware.host_bandwidth:
             raise InputError("tiers", "(some)", f"{self.hardware.name} has no link to a host", ["none"])
-        elastic = isinstance(self.autoscaler, Autoscale)
-        if self.pp > 1 or self.speculation.tokens or self.preemption == "swap" or elastic:
-            why = "are not modelled together with pp > 1, speculation, preemption=swap or an autoscaler"
-            raise InputError("tiers", "(some)", why, ["none"])
+        if self.preemption == "swap":
+            why = "swap space is host memory of its own: tiers know neither its room nor what lies in it"
+            raise InputError("preemption", "swap", why, ["recompute"])
+        if self.pp > 1 and isinstance(self.tiers, StoredTiers | DrawnTiers) and self.tiers.layerwise:
+            why = "a layer-wise fetch into a pipeline is not modelled; tiers.layerwise=false is"
+            raise InputError("pp", self.pp, why, ["1"])
+        if isinstance(self.tiers, StoredTiers) and self.tiers.decoded and self.role == "both":
+            raise InputError("tiers.decoded", "true", "has no effect: who prefills and decodes stores all it computes")
 
     @property
-    def tier_dollars(self) -> float:
-        """Dollars per hour of the stores behind its replicas."""
-        return tier_dollars(self.tiers, self.replicas)
+    def port(self) -> float:
+        """Bytes per second of one replica's host links together, one direction."""
+        return (self.hardware.host_bandwidth or inf) * self.replica.devices
 
-    def layout(self, name: str, stages: Sequence[StepModel]) -> Layout:
-        """What tiers have to know of it."""
+    def layout(self, name: str, stages: Sequence[StepModel], drafts: Speculation) -> Layout:
+        """What tiers have to know of it; ``drafts`` is how those who decode draft: the drafter's KV is kept, too."""
+        drafter = drafts.drafter(self.model)
+        models = [self.model] if drafter is None else [self.model, drafter]
         return Layout(
             name=name,
-            replicas=self.replicas,
             block_tokens=self.engine.block_tokens,
-            bytes_per_token=self.model.kv_bytes_per_token,
-            layers=self.model.layers,
-            port=(self.hardware.host_bandwidth or inf) * self.replica.devices,
+            bytes_per_token=sum(model.kv_bytes_per_token for model in models),
+            layers=sum(model.layers for model in models),
+            port=self.port,
             chunk=self.scheduler.token_budget,
             stages=stages,
         )

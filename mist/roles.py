@@ -110,5 +110,5 @@ class Switcher:
 
     def _view(self, fleet: Fleet) -> RoleView:
         live = [fleet.clients[index] for index in fleet.up]
-        waiting = sum(client.waiting + client.expected for client in live) + len(fleet.held)
+        waiting = sum(client.waiting + client.expected for client in live) + len(fleet.held) + fleet.fetching()
         return RoleView(len(live), waiting)

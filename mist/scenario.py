@@ -23,7 +23,9 @@ from mist.roles import FIXED_ROLES, FixedRoles, Roles
 from mist.routers.prefix_aware import PrefixAware
 from mist.slo import SLO
 from mist.station_report import host_dollars, station_dollars
-from mist.tiers.spec import NoTiers
+from mist.tiers.checks import check_decoded, check_hung
+from mist.tiers.prices import tier_dollars
+from mist.tiers.spec import DrawnTiers, StoredTiers, tiers_of
 from mist.topology import ONE_LINK, Network, Topology
 from mist.ways import check_pools, services
 from mist.workload.traffic import Workload, class_names, class_priorities
@@ -77,6 +79,7 @@ class Scenario:
         check_pools(self.pools, self.link)
         self._check_prices()
         self._check_network()
+        self._check_tiers()
         names = class_names(self.workload)
         check_pipeline(self.pipeline, services(self.pools), self.stations, self.hosts, self.links, names)
         self._check_dynamics()
@@ -113,20 +116,37 @@ class Scenario:
     def _check_network(self) -> None:
         if not isinstance(self.network, Topology):
             return
-        if len(self.pools) < 2:
-            raise InputError("network", self.network.name, "a single pool hands nothing over: it has no effect")
+        hung = any(tier.at is not None for spec in self.pools.values() for tier in tiers_of(spec.tiers).values())
+        if not any(services(self.pools).values()) and not hung:
+            why = "no pool hands anything over, and no tier of KV hangs in it (at): it has no effect"
+            raise InputError("network", self.network.name, why)
         if not isinstance(self.roles, FixedRoles):
             raise InputError("network", self.network.name, "replicas that switch roles have no place of their own")
         self.network.check({name: spec.site() for name, spec in self.pools.items()})
+
+    def _check_tiers(self) -> None:
+        sinks = services(self.pools)
+        for name, spec in self.pools.items():
+            with at(f"pools.{name}"):
+                check_hung(spec.tiers, self.network, spec.node)
+                self._check_ahead(spec, self.pools.get(sinks.get(name) or ""))
+
+    def _check_ahead(self, spec: PoolSpec, sink: PoolSpec | None) -> None:
+        """InputError unless a pool's tiers go with the decode pool that it hands over to."""
+        if sink is None or not isinstance(spec.tiers, StoredTiers | DrawnTiers):
+            return
+        if spec.tiers.layerwise and self.handover.layerwise:
+            why = "caches that come and go layer by layer are not modelled; one of handover.layerwise and this is"
+            raise InputError("tiers.layerwise", "true", why, ["false"])
+        if isinstance(spec.tiers, StoredTiers) and spec.tiers.decoded:
+            blocks = spec.engine.block_tokens, sink.engine.block_tokens
+            check_decoded(spec.tiers, self.network, blocks, bool(sink.hardware.host_bandwidth))
 
     def _check_dynamics(self) -> None:
         for name, spec in self.pools.items():
             if spec.pp > 1 and spec.role == "prefill" and self.handover.layerwise:
                 why = "layer-wise hand-over out of a pipeline is not modelled; handover.layerwise=false is"
                 raise InputError(f"pools.{name}.pp", spec.pp, why, ["1"])
-            if not isinstance(spec.tiers, NoTiers) and not (self.faults == NO_FAULTS and self.roles == FIXED_ROLES):
-                why = "are not modelled where replicas fail or switch roles"
-                raise InputError(f"pools.{name}.tiers", "(some)", why, ["none"])
         replicas = {name: spec.replicas for name, spec in self.pools.items()}
         paired = self._paired()
         scaled = any(isinstance(spec.autoscaler, Autoscale) for spec in self.pools.values())
@@ -154,6 +174,13 @@ class Scenario:
         replicas = {name: spec.replicas for name, spec in self.pools.items() if name in pairs}
         return replicas or {name: spec.replicas for name, spec in islice(self.pools.items(), 1)}
 
+    def nodes(self, pool: str, replicas: int) -> dict[int, int]:
+        """The nodes of so many replicas of a pool, by number; one for all where the network says nothing of nodes."""
+        if not isinstance(self.network, Topology):
+            return dict.fromkeys(range(replicas), 0)
+        places = self.network.places({name: spec.site() for name, spec in self.pools.items()})
+        return {index: places[pool, index] for index in range(replicas)}
+
     @property
     def rate(self) -> float:
         """Offered requests per second."""
@@ -164,7 +191,8 @@ class Scenario:
         parts = {name: 1 / len(place.shares) for place in self.colocated.values() for name in place.shares}
         pools = sum(s.devices * parts.get(n, 1.0) * self.price.of(s.hardware.name) for n, s in self.pools.items())
         stations = sum(station_dollars(spec, self.price) for spec in self.stations.values())
-        pools += sum(spec.tier_dollars for spec in self.pools.values())
+        nodes = {name: self.nodes(name, spec.replicas) for name, spec in self.pools.items()}
+        pools += sum(tier_dollars(spec.tiers, self.network, nodes[name]) for name, spec in self.pools.items())
         return pools + stations + sum(host_dollars(spec, self.price) for spec in self.hosts.values())
 
 

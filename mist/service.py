@@ -62,7 +62,9 @@ class Service:
         self.handovers = self._handovers(handover) if decode is not None else None
         tiers = entry.spec.tiers
         if isinstance(tiers, StoredTiers | DrawnTiers):
-            entry.fetches = Fetches(kernel, tiers, entry.spec.layout(entry.name, entry.stages), seed)
+            layout = entry.spec.layout(entry.name, entry.stages, (decode or entry).spec.speculation)
+            entry.fetches = Fetches(kernel, tiers, layout, seed, wires)
+        self._stored = entry.fetches if isinstance(tiers, StoredTiers) and tiers.decoded else None  # what is decoded
         for pool in self.pools:
             for index in range(pool.spec.replicas):
                 pool.clients.append(self._client(pool, index))
@@ -78,6 +80,8 @@ class Service:
         client = self._engine(pool, index)
         if pool.fetches is not None:
             pool.fetches.attach(client, index)
+        elif self._stored is not None:
+            self._stored.wiring.lay((pool.name, index), pool.spec.port)
         if pool.spec.role == "prefill":
             assert self.handovers is not None
             client.prefilled = partial(self._hand_over, pool, client)
@@ -139,6 +143,8 @@ class Service:
         if not (isinstance(scaling, Autoscale) or failing or switching):
             return
         pool.fleet = Fleet(self.kernel, pool.clients, pool.outstanding, partial(self._client, pool))
+        if pool.fetches is not None:
+            pool.fleet.fetching = pool.fetches.waiting
         if isinstance(scaling, Autoscale):
             self.scalers.append(Scaler(self.kernel, scaling, pool.fleet))
         if failing:
@@ -170,6 +176,10 @@ class Service:
         request.aborted = True
         if self.handovers is not None and request.id in self.handovers.moves:
             return
+        if self._entry.fetches is not None and self._entry.fetches.has(request):
+            self._entry.fetches.cancel(request)
+            self._finished(self._entry, request)
+            return
         for pool in self.pools:
             if 0 <= request.replica < len(pool.clients) and pool.clients[request.replica].has(request):
                 pool.clients[request.replica].abort(request)
@@ -197,6 +207,8 @@ class Service:
             self._entry.fetches.arrive(request, index, self._entry.clients[index])
 
     def _finished(self, pool: Pool, request: Request) -> None:
+        if self._stored is not None and pool is self._decode:
+            self._stored.source.decoded(request, (pool.name, request.replica))
         pool.leave(request)
         self.ended(self, request)
         pool.settle(request.replica)
@@ -259,8 +271,15 @@ class Service:
                     self._withdrawn(move.sink[0])
                 if move.held is not None:
                     gone.append(move.request)
+        fetching = {request.id for request in gone if pool.fetches is not None and pool.fetches.cancel(request)}
+        if pool.fetches is not None:
+            pool.fetches.fail(index, client)
+        elif self._stored is not None:
+            self._stored.source.fail((pool.name, index))
         fleet.fail(index, down)
         for request in gone:
+            if request.id not in fetching and not request.aborted:
+                _visited(client, request)
             self._send_again(client, request)
 
     def _send_again(self, client: LLMClient, request: Request) -> None:
@@ -268,10 +287,6 @@ class Service:
         if request.aborted:
             self.ended(self, request)
             return
-        now = self.kernel.now
-        stage = Stage.PREFILL if request.first_token < 0 else Stage.DECODE
-        started = request.started if request.started >= 0 else now
-        request.visits.append(Visit(stage, client.name, request.queued, started, now))
         request.computed = request.blocks = 0
         request.table, request.replica = [], -1
         if request.retries >= self.faults.retries:
@@ -282,3 +297,11 @@ class Service:
         if self.faults.requests == "restart":
             request.known, request.left, request.first_token = request.input, request.output, -1.0
         self.kernel.route(self._enter, request)
+
+
+def _visited(client: LLMClient, request: Request) -> None:
+    """A stage ends with its replica."""
+    now = client.kernel.now
+    stage = Stage.PREFILL if request.first_token < 0 else Stage.DECODE
+    started = request.started if request.started >= 0 else now
+    request.visits.append(Visit(stage, client.name, request.queued, started, now))

@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from mist.errors import InputError
 from mist.flows import Flows, Path, Way
 from mist.kernel import Kernel
 from mist.network import LinkSpec
+
+Level = Literal["node", "rack", "pod", "datacenter"]
+LEVELS: tuple[Level, ...] = ("node", "rack", "pod", "datacenter")
 
 
 class Site(NamedTuple):
@@ -102,6 +105,23 @@ class Topology:
                 found.append((f"{kind} {place}", tier))
         return found
 
+    def check_level(self, level: Level) -> None:
+        """InputError unless there is such a place to hang something at."""
+        there = {"node": True, "rack": self.rack is not None, "pod": self.pod is not None, "datacenter": True}
+        if not there[level]:
+            why = f"network={self.name} has no such level"
+            raise InputError("at", level, why, [name for name in LEVELS if there[name]])
+
+    def switch(self, node: int, level: Level) -> str:
+        """The place of a level that a node is in, by name."""
+        above = {"node": f"node {node}", "datacenter": "datacenter"}
+        return above.get(level) or next(name for name, _ in self.tiers(node) if name.startswith(level))
+
+    def crossed(self, level: Level) -> int:
+        """Uplinks of racks and pods below a level."""
+        levels: dict[Level, int] = {"node": 0, "rack": 0, "pod": 1}
+        return levels.get(level, sum(tier is not None for tier in (self.rack, self.pod)))
+
 
 class Wires:
     """The links of a topology with these pools in it, and the ways over them."""
@@ -133,6 +153,21 @@ class Wires:
         path = (_port(source, "outside", "up"), *chain.from_iterable(uplinks), _port(sink, "outside", "down"))
         turn = ("rack", "pod", "datacenter")[len(crossed)] if self.topology.rack else "network"
         return Way(self.flows, path, latency, turn)
+
+    def climb(self, place: tuple[str, int], high: Level, low: Level = "node") -> tuple[Path, float]:
+        """The links from a replica's node up to what hangs at a level, and their latencies together, seconds.
+
+        With ``low``, from the place of that level, without the replica's port. The way down has the same latency and
+        the links of the other direction.
+        """
+        start, end = self.topology.crossed(low), self.topology.crossed(high)
+        between = self.topology.tiers(self.nodes[place])[start:end]
+        path: Path = tuple(f"{name} up" for name, _ in between)
+        latency = sum(tier.uplink.latency for _, tier in between)
+        outside = self.sites[place[0]].outside
+        if low == "node" != high and outside is not None:
+            return (_port(place, "outside", "up"), *path), outside.latency + latency
+        return path, latency
 
     def _capacities(self) -> dict[str, float]:
         found: dict[str, float] = {}

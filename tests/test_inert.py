@@ -29,6 +29,14 @@ from mist.simulate import simulate
             ],
             r"link = nvlink5: has no effect: network=.* network=one_link uses it",
         ),
+        (
+            ["tiers=dram_nvme_remote", "prefix_caching=true", "tiers.tiers.remote.at=node"],
+            r"at = node: has no effect: without a topology .* network=flat looks at it",
+        ),
+        (
+            ["tiers=drawn", "network=flat", "node=hgx-h100", "tiers.tiers.remote.shared_by=2"],
+            r"shared_by = 2: has no effect: network=flat says who shares a store at=datacenter",
+        ),
         (["perf=roofline", "perf.expert_skew=0.5"], r"perf\.expert_skew = 0\.5: has no effect: .* ep > 1"),
         (
             ["scheduler=guaranteed_no_evict", "preemption=swap"],
@@ -58,6 +66,8 @@ def test_what_changes_nothing_is_refused(overrides, message):
         ["cluster=disaggregated", "link=nvlink5"],
         ["cluster=disaggregated", "network=superpod_h100", "node=hgx-h100"],  # the way out of a node
         ["scheduler=mixed", "preemption=swap", "swap_space=8 GiB"],
+        ["tiers=drawn", "network=flat", "node=hgx-h100", "tiers.tiers.dram.shared_by=2"],  # it hangs nowhere
+        ["tiers=drawn", "tiers.tiers.remote.shared_by=2"],
         ["workload=two_class"],  # its file's priorities were not typed
         ["workload=two_class", "workload.classes.batch.priority=5", "scheduler=vllm_v1", "scheduler.policy=priority"],
     ],

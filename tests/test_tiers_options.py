@@ -68,6 +68,35 @@ def test_a_store_is_paid_for():
     assert paid.dollars_per_hour == pytest.approx(free.dollars_per_hour + 2 * 3)
 
 
+BESIDE = {
+    "roles": ["cluster=disaggregated", "prefill.tiers=dram_nvme_remote", "prefill.prefix_caching=true",
+              "tiers.decoded=true"],
+    "failures": [*chosen("host_dram"), "faults=drawn", "faults.mtbf=20s", "faults.mttr=2s"],
+    "an autoscaler": [*chosen("dram_nvme_remote"), "autoscaler=queue_length"],
+    "speculation": [*chosen("host_dram"), "speculation=ngram"],
+    "a pipeline": [*chosen("host_dram"), "pp=2"],
+    "roles that switch": ["cluster=disaggregated", "prefill.tiers=host_dram", "prefill.prefix_caching=true",
+                          "roles=queue_ratio"],
+    "a network": ["tiers=dram_nvme_remote", "prefix_caching=true", "network=superpod_h100", "node=hgx-h100"],
+    "roles in a network": ["cluster=disaggregated", "prefill.tiers=mist_rack", "prefill.prefix_caching=true",
+                           "network=superpod_h100", "node=hgx-h100", "tiers.decoded=true"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BESIDE)
+def test_tiers_work_beside(what):
+    chosen_ = BESIDE[what]
+    few = [override for override in SHORT if not override.startswith("kv_blocks")]
+    blocks = "prefill.kv_blocks=800" if "cluster=disaggregated" in chosen_ else "kv_blocks=800"
+    result = simulate(compose([*few, blocks, *chosen_]))
+    use = next(pool.tiers for pool in result.pools.values() if pool.tiers is not None)
+    assert use.fetched > 0
+    assert use.fetched_tokens >= use.wasted_tokens + use.lost_tokens
+    assert result.counts.lost == 0
+    assert result.counts.completed > 100
+    assert "found KV in tiers" in text(result)
+
+
 def test_contexts_come_again_and_questions_do_not():
     scenario = build(Scenario, compose(SHORT))
     traffic = scenario.workload.traffic(0)
@@ -89,8 +118,8 @@ def test_the_sweep_of_storage_is_a_question():
         (["tiers=host_dram"], "prefix_caching=true"),
         (["tiers=drawn", "prefix_caching=true"], "hits of this pool are drawn"),
         (["tiers.fetch=always"], "NoTiers has no such option"),
-        ([*chosen("host_dram"), "faults=drawn"], "fail or switch roles"),
-        ([*chosen("host_dram"), "autoscaler=queue_length"], "autoscaler"),
+        (["tiers=drawn", "preemption=swap"], "swap space is host memory of its own"),
+        ([*chosen("host_dram"), "tiers.decoded=true"], "stores all it computes"),
         ([*chosen("host_dram"), "tiers.tiers.dram.ttl='5 s'"], "no effect with eviction=lru"),
         ([*chosen("host_dram"), "tiers.tiers.dram.write_bandwidth='0 B/s'"], "must be positive"),
         (["tiers=drawn", "tiers.tiers.dram.hit=1.5"], "between 0 and 1"),

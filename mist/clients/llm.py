@@ -167,7 +167,7 @@ class LLMClient(Seats):
             self._run()
         elif self._decode and self.decodes.count:
             self._run_decodes()
-        elif self.preempted:
+        elif self.preempted or (self.line.head is not None and self.kv.reclaim()):
             if self.watch is not None:
                 self.watch(self, 0.0)
             self.kernel.decide(self._launch)  # they may come back at once

@@ -116,6 +116,18 @@ class PipelineClient:
         self.line.join(request)
         self.stir()
 
+    def resume(self, request: Request) -> None:
+        """Put a request in line whose cache has been fetched, before those who came after it."""
+        self._cut()
+        request.queued, request.started = self.kernel.now, -1.0
+        self.line.slip_in(request)
+        self.stir()
+
+    def wake(self) -> None:
+        """Look for work."""
+        self._cut()
+        self.stir()
+
     def expect(self, request: Request, fetch: Callable[[Request], None]) -> None:
         """Take over a prefilled request, in the lane with the fewest."""
         self._cut()

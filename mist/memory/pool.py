@@ -74,6 +74,10 @@ class BlockPool:
     def drop(self, request: Request) -> None:
         """A waiting request will not come back: nothing is kept of it."""
 
+    def reclaim(self) -> bool:
+        """Free what a waiting request holds, if nobody else holds anything; whether there was one."""
+        return False
+
     def detach(self, request: Request) -> Any:
         """What the request held, still in use; it is given back later."""
         held, request.blocks = request.blocks, 0

@@ -14,7 +14,7 @@ class Shelf:
 
     *lru*: the least recently used goes; *lfu*: the least often used, of equals the least recently used; *ttl*: whatever
     was not used for ``ttl`` seconds has gone, and if it is full before that, the least recently used goes. Every block
-    written is held, evicted or expired.
+    written is held, evicted, expired or lost with the store.
     """
 
     def __init__(self, capacity: float = inf, eviction: Eviction = "lru", ttl: float = inf) -> None:
@@ -23,7 +23,7 @@ class Shelf:
         self._writing: set[Hashable] = set()
         self._heap: list[tuple[int, int, Hashable]] = []  # of lfu, with entries out of date
         self._tick = 0
-        self.written = self.evicted = self.expired = self.peak = 0  # blocks
+        self.written = self.evicted = self.expired = self.lost = self.peak = 0  # blocks
 
     def __len__(self) -> int:
         return len(self._held) + len(self._writing)
@@ -73,6 +73,16 @@ class Shelf:
             self._writing.remove(key)
             self.written += 1
             self._enter(key, 1, now)
+
+    def abandon(self, keys: Iterable[Hashable]) -> None:
+        """Blocks that were being written will not come."""
+        self._writing.difference_update(keys)
+
+    def lose(self) -> None:
+        """The store is no more."""
+        self.lost += len(self._held)
+        self._held.clear()
+        self._heap.clear()
 
     def expire(self, now: float) -> None:
         """Drop what has not been used for too long."""

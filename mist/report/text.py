@@ -120,7 +120,8 @@ def _tiers(name: str, pool: PoolReport) -> Iterator[Text]:
     again = f", {use.recomputed_tokens:,} computed again by choice" if use.recomputed_tokens else ""
     wasted = f", {use.wasted_tokens:,} fetched for nothing" if use.wasted_tokens else ""
     found = f"{name}: of {use.requests:,} requests {use.found:,} found KV in tiers and {use.fetched:,} fetched it"
-    yield Text(f"{found}, {use.fetched_tokens:,} tokens{again}{wasted}")
+    lost = f", {use.lost_tokens:,} for requests that did not stay" if use.lost_tokens else ""
+    yield Text(f"{found}, {use.fetched_tokens:,} tokens{again}{wasted}{lost}")
     for tier, did in use.tiers.items():
         read = f"{did.reads:,} reads, {did.hit_tokens:,} tokens, {did.read_bytes / 1e9:,.3g} GB"
         took = f"{seconds(did.transfer_time)} each (P99 {seconds(did.transfer_time_p99)}), {seconds(did.wait)} waiting"
@@ -128,6 +129,7 @@ def _tiers(name: str, pool: PoolReport) -> Iterator[Text]:
         kept += f", at most {did.peak:.0%} full" if did.peak is not None else ""
         kept += f", {did.evicted:,} blocks evicted" if did.evicted else ""
         kept += f", {did.expired:,} expired" if did.expired else ""
+        kept += f", {did.lost:,} lost with replicas" if did.lost else ""
         kept += f", {did.turned_away:,} turned away" if did.turned_away else ""
         yield Text(f"  {tier}: {read}, {took}{kept}")
 

@@ -9,6 +9,7 @@ from mist.errors import InputError
 from mist.memory.shelf import Eviction
 from mist.network import LinkSpec
 from mist.policy import FetchPolicy
+from mist.topology import LEVELS, Level, Network, Topology
 from mist.units import Bytes, BytesPerSecond, DollarsPerHour, Seconds
 from mist.workload.lengths import Lengths
 
@@ -20,6 +21,10 @@ class Tier:
     A store reads at ``read_bandwidth``, all its readers together, after ``latency`` of looking up; each replica
     reaches it over a ``link`` of its own, which is as wide in either direction; None is no bottleneck.
     ``price`` is that of one store, 0 where it comes with the accelerators' instances.
+
+    ``at`` says where stores hang in a topology: one for each node, rack or pod that has replicas, behind its switch, or
+    one in the data centre; who shares them and which links lead there then follow from the ``network``, in place of
+    ``shared_by`` and ``link``. None keeps these in a topology, too.
     """
 
     read_bandwidth: BytesPerSecond
@@ -27,8 +32,11 @@ class Tier:
     shared_by: int | None = 1
     link: LinkSpec | None = None
     price: DollarsPerHour = 0.0
+    at: Level | None = None
 
     def __post_init__(self) -> None:
+        if self.at is not None and self.at not in LEVELS:
+            raise InputError("at", self.at, "is no level of a topology; null is none", LEVELS)
         if not self.read_bandwidth > 0:
             raise InputError("read_bandwidth", self.read_bandwidth, "must be positive")
         if self.latency < 0:
@@ -107,12 +115,14 @@ NO_TIERS = NoTiers()
 class StoredTiers:
     """``tiers`` from the nearest on, holding blocks that ``fetch`` decides upon, request by request.
 
-    ``layerwise`` computes a layer as soon as its cache is here, instead of all of them when everything is.
+    ``layerwise`` computes a layer as soon as its cache is here, instead of all of them when everything is. Of a prefill
+    pool, ``decoded`` has its decode pool write what it computes, too, to the stores that both reach.
     """
 
     tiers: Mapping[str, StoredTier]
     fetch: FetchPolicy
     layerwise: bool = False
+    decoded: bool = False
 
     def __post_init__(self) -> None:
         _some(self.tiers)
@@ -148,7 +158,20 @@ def _some(tiers: Mapping[str, Tier]) -> None:
         raise InputError("tiers", "{}", "needs at least one tier; tiers=none is none")
 
 
-def tier_dollars(tiers: Tiers, replicas: int) -> float:
-    """Dollars per hour of all stores that so many replicas use."""
-    every = tiers.tiers.values() if isinstance(tiers, StoredTiers | DrawnTiers) else ()
-    return sum(tier.price * (tier.store(replicas - 1) + 1) for tier in every)
+def tiers_of(tiers: Tiers) -> Mapping[str, Tier]:
+    """By name, from the nearest on."""
+    return tiers.tiers if isinstance(tiers, StoredTiers | DrawnTiers) else {}
+
+
+def store(tier: Tier, replica: int, network: Network | None, node: int) -> str:
+    """The store of a tier that a replica on this node of the network uses, by name."""
+    if tier.at is None or not isinstance(network, Topology):
+        return f"store {tier.store(replica)}"
+    return network.switch(node, tier.at)
+
+
+def reached_by_all(tier: Tier, network: Network | None) -> bool:
+    """Whether replicas of other pools reach its stores."""
+    if tier.at is None or not isinstance(network, Topology):
+        return tier.shared_by is None
+    return tier.at != "node"

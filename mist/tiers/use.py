@@ -18,6 +18,7 @@ class TierUse:
     peak: float | None  # most bytes ever kept over capacity, fullest store; None where it is endless or hits are drawn
     evicted: int = 0  # blocks that went for lack of room
     expired: int = 0  # blocks not used for too long
+    lost: int = 0  # blocks that went with their replica
     turned_away: int = 0  # blocks not kept, since all room was being written to
 
 
@@ -32,3 +33,4 @@ class TiersUse:
     fetched_tokens: int
     recomputed_tokens: int  # found, and computed again because the policy said so
     wasted_tokens: int  # fetched, and of no use when their request was admitted
+    lost_tokens: int = 0  # fetched for requests that left before admission: their replica failed, or they were aborted

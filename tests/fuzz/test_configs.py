@@ -25,7 +25,7 @@ from mist.scenario import Scenario
 from mist.simulate import simulate
 
 CASES = max(80, settings().max_examples // 20)
-SHEETS = ("scheduler", "router", "speculation", "autoscaler", "faults", "slo", "link", "network", "node")
+SHEETS = ("scheduler", "router", "speculation", "autoscaler", "faults", "slo", "link", "network", "node", "tiers")
 # One of each line, by chance; most leave things as they are. Several settings of one choice are joined by spaces.
 PLAIN = {
     "load": ("workload.requests=30", "workload.requests=7", "workload.requests=1"),
@@ -43,6 +43,13 @@ PLAIN = {
     "drain": ("", "", "window.drain=true"),
     "replicas": ("", "replicas=2", "replicas=3"),
     "memory": ("", "", "kv_blocks=400", "kv_blocks=400 preemption=swap", "kv_blocks=150", "kv_blocks=9000"),
+    "tiers": (
+        "", "", "",
+        "tiers=host_dram prefix_caching=true",
+        "tiers=drawn tiers.layerwise=true",
+        "tiers=mist_rack prefix_caching=true tiers.tiers.ssd.shared_by=null tiers.decoded=true",
+        "tiers=drawn network=flat node=pcie-box",
+    ),
     "layout": ("", "", "", "", "tp=2", "pp=2", "tp=2 pp=2"),
     "slo": ("slo=none", "slo=chat", "slo=chat_relaxed", "slo=batch"),
     "speculation": ("", "", "", "speculation=ngram", "speculation=eagle", "speculation=draft_model"),
@@ -126,6 +133,8 @@ def chosen_sheet(noun: str, value: str, sheet: Any) -> Any:
     if noun not in SHEETS:
         return yaml.safe_load(value)
     data = {name: field for name, field in sheet(noun, value).items() if name != "defaults"}
+    if noun == "tiers":
+        return data | {"fetch": sheet("fetch", "always")}
     return data | {"model": sheet("model", "llama-3.2-1b")} if value == "draft_model" else data
 
 
@@ -154,6 +163,9 @@ def examined(result: Result, config: dict[str, Any]) -> None:
             assert hardware.idle_power * (1 - 1e-9) <= pool.watts <= hardware.power * (1 + 1e-9)
         if pool.prefix is not None:
             assert 0 <= pool.prefix.hit_tokens <= pool.prefix.looked_up_tokens
+        if pool.tiers is not None:
+            assert pool.tiers.fetched <= pool.tiers.found <= pool.tiers.requests
+            assert pool.tiers.wasted_tokens + pool.tiers.lost_tokens <= pool.tiers.fetched_tokens
         if pool.speculation is not None:
             assert 0 <= pool.speculation.accepted <= pool.speculation.drafted
     assert all(isfinite(request.finished) for request in result.requests)

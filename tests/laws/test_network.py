@@ -242,7 +242,7 @@ def test_every_network_in_conf_carries_a_cluster(name, make_scenario, pools, dri
 def test_what_a_network_cannot_hold_is_refused(make_scenario, make_pool, pools):
     link, flat = LinkSpec("wire", 1e6, 1e-3), Topology("flat")
     cases = [
-        ({"llm": make_pool()}, None, {}, "single pool hands nothing over"),
+        ({"llm": make_pool()}, None, {}, "no pool hands anything over"),
         (pools(1, 1, tp=4), link, {}, "4 devices does not fit into a node of 2"),
         (pools(2, 1, node={"name": "isolated"}), link, {}, "no way out"),
         (pools(2, 2), link, {"roles": SwitchRoles(QueueRatio(2.0, 1.0), 1.0, 0.0)}, "no place of their own"),

@@ -340,7 +340,7 @@ def test_what_was_not_used_for_its_time_is_gone():
     ("fields", "words"),
     [
         ({"tiers": stored(), "prefix_caching": False}, "prefix_caching=true"),
-        ({"tiers": stored(), "prefix_caching": True, "pp": 2}, "pp > 1"),
+        ({"tiers": stored(layerwise=True), "prefix_caching": True, "pp": 2}, "layer-wise fetch into a pipeline"),
         ({"tiers": stored(), "prefix_caching": True, "role": "decode"}, "decode pool"),
     ],
 )

@@ -1,6 +1,7 @@
 """Random mixes of everything a cluster can be, as data: load, pools, what joins them, what breaks."""
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from mist.autoscalers.queue_length import QueueLength
 from mist.autoscalers.slo_attainment import SloAttainment
 from mist.autoscalers.target_utilization import TargetUtilization
 from mist.faults import NO_FAULTS, DrawnFaults, Faults, GivenFaults, Outage
+from mist.fetching.always import Always
+from mist.fetching.faster import Faster
+from mist.fetching.never import Never
 from mist.fleet import Autoscale
 from mist.handover import GLOBAL, HandoverSpec
 from mist.network import LinkSpec
@@ -19,7 +23,9 @@ from mist.node import ISOLATED, NodeSpec
 from mist.request import RequestClass
 from mist.roles import FIXED_ROLES, QueueRatio, Roles, SwitchRoles
 from mist.speculation import DraftModel, Head, NGram
+from mist.tiers.spec import DrawnTier, DrawnTiers, StoredTier, StoredTiers
 from mist.topology import ONE_LINK, Network, Tier, Topology
+from mist.workload.lengths import Uniform
 from mist.workload.traffic import Loop
 
 CONF = Path(__file__).parents[3] / "conf"
@@ -71,13 +77,18 @@ class Mix:
 
 
 @st.composite
-def any_mix(draw: st.DrawFn) -> Mix:
+def any_mix(draw: st.DrawFn, tiered: bool = False) -> Mix:
+    """Any mix; ``tiered``, of prompts that come again, with stores behind a device that is too small for them."""
     disaggregated, scaled = draw(st.booleans()), draw(st.sampled_from([False, False, True]))
     blocks = draw(st.sampled_from([8, 12, 20, 20, 30, 10_000]))
-    load = draw(loads())
+    load = draw(loads(tiered))
+    if tiered:
+        blocks = draw(st.sampled_from([12, 20, 30]))
     groups = draw(st.sampled_from([1, 1, 2, 3, 4])) if disaggregated and not scaled else 1
     roles = ("prefill", "decode") if disaggregated else ("both",)
-    pools = {"llm" if role == "both" else role: draw(pool_fields(role, blocks, scaled, groups)) for role in roles}
+    pools = {
+        "llm" if role == "both" else role: draw(pool_fields(role, blocks, scaled, groups, tiered)) for role in roles
+    }
     random = np.random.default_rng(draw(st.integers(0, 1000)))
     faults = draw(st.sampled_from([None, None, drawn_faults, given_faults]))
     rest: dict[str, Any] = {
@@ -89,7 +100,8 @@ def any_mix(draw: st.DrawFn) -> Mix:
         "loop": draw(st.sampled_from([None, None, Loop(2, 1e-3 * 13**0.5), Loop(7, 0.0)])),
     }
     if not disaggregated:
-        return Mix(load, pools, **rest)
+        hung = any(tier.at for fields in pools.values() if "tiers" in fields for tier in fields["tiers"].tiers.values())
+        return Mix(load, pools, **rest, **(draw(places()) if hung else {}))
     layerwise = draw(st.booleans())
     handover = HandoverSpec("local", groups, layerwise) if groups > 1 else HandoverSpec(layerwise=layerwise)
     switching = SwitchRoles(QueueRatio(2.0, 1.0), 0.05, 0.01)
@@ -113,11 +125,12 @@ def places(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
-def loads(draw: st.DrawFn) -> list[Any]:
-    longest = draw(st.sampled_from([4, 15, 30]))
-    shared, groups = draw(st.sampled_from([0, 6, 12, 24, 48])), draw(st.sampled_from([1, 3]))
+def loads(draw: st.DrawFn, alike: bool = False) -> list[Any]:
+    longest = draw(st.sampled_from([15, 30] if alike else [4, 15, 30]))
+    shared = draw(st.sampled_from([12, 24, 48] if alike else [0, 6, 12, 24, 48]))
+    groups = draw(st.sampled_from([3, 8] if alike else [1, 3]))
     rate = draw(st.sampled_from([2.0, 50.0, 500.0, 2000.0, 1e5]))
-    n, seed = draw(st.sampled_from([1, 5, 16, 16])), draw(st.integers(0, 2**32 - 1))
+    n, seed = draw(st.sampled_from([16, 40] if alike else [1, 5, 16, 16])), draw(st.integers(0, 2**32 - 1))
     random = np.random.default_rng(seed)  # not drawn one by one: a case would take ten times as long
     load = []
     for id_, time in enumerate(np.cumsum(random.exponential(1 / rate, n)).tolist()):
@@ -149,13 +162,10 @@ def fate(random: np.random.Generator) -> tuple[Any, int]:
 
 
 @st.composite
-def pool_fields(draw: st.DrawFn, role: str, blocks: int, scaled: bool, replicas: int) -> dict[str, Any]:
+def pool_fields(draw: st.DrawFn, role: str, blocks: int, scaled: bool, replicas: int, tiered: bool) -> dict[str, Any]:
     batch, extra = draw(st.sampled_from([1, 3, 15])), draw(st.integers(1, 64))
-    kind = draw(
-        st.sampled_from(
-            ["plain", "plain", "prefixes", "swap", "drafts", "drafts and prefixes", "parallel", "parallel prefixes"]
-        )
-    )
+    kinds = ["plain", "plain", "prefixes", "swap", "drafts", "drafts and prefixes", "parallel", "parallel prefixes"]
+    kind = draw(st.sampled_from([kind for kind in kinds if "prefixes" in kind] if tiered else kinds))
     caching = "prefixes" in kind and role != "decode"
     fields: dict[str, Any] = {
         "role": role,
@@ -169,6 +179,8 @@ def pool_fields(draw: st.DrawFn, role: str, blocks: int, scaled: bool, replicas:
         fields["prefix_caching"] = True
     if kind == "swap":
         fields |= {"preemption": "swap", "swap_space": draw(st.sampled_from([3, 8, 10_000])) * BLOCK_BYTES}
+    if role != "decode" and kind != "swap" and (tiered or draw(st.booleans())):
+        fields["tiers"] = draw(stored() if caching else drawn_hits())
     drafts = draw(st.sampled_from([1, 4])) if "drafts" in kind and role != "prefill" else 0
     if drafts:
         fields["speculation"] = draw(speculations(drafts))
@@ -180,6 +192,42 @@ def pool_fields(draw: st.DrawFn, role: str, blocks: int, scaled: bool, replicas:
         fields["autoscaler"] = Autoscale(policy, 0.02, 0.05, draw(st.sampled_from([0.0, 0.2])), fewest, 3)
     fields["limits"] = {"max_running": batch, "token_budget": batch * (drafts + 1) + extra}
     return fields
+
+
+@st.composite
+def tier_fields(draw: st.DrawFn) -> dict[str, Any]:
+    """What a stored and a drawn tier have in common; seconds and bytes per second with no common measure."""
+    link = LinkSpec("store", draw(st.sampled_from([10**5.3, 10**7.3])), 1e-4 * 17**0.5)
+    return {
+        "read_bandwidth": draw(st.sampled_from([10**5.1, 10**6.1, 10**8.1, inf])),
+        "latency": draw(st.sampled_from([0.0, 1e-4 * 19**0.5])),
+        "shared_by": draw(st.sampled_from([1, 2, None, None])),
+        "at": draw(st.sampled_from([None, None, None, "node", "rack", "datacenter"])),
+        "link": draw(st.sampled_from([None, link])),
+    }
+
+
+@st.composite
+def stored(draw: st.DrawFn) -> StoredTiers:
+    tiers, sizes = {}, [0.0, 3 * BLOCK_BYTES, 20 * BLOCK_BYTES, None, None]
+    for name in ("near", "far")[: draw(st.sampled_from([1, 1, 2]))]:
+        eviction = draw(st.sampled_from(["lru", "lfu", "ttl"]))
+        tiers[name] = StoredTier(
+            **draw(tier_fields()),
+            capacity=draw(st.sampled_from(sizes)),
+            write_bandwidth=draw(st.sampled_from([10**5.2, 10**7.2, inf])),
+            write=draw(st.sampled_from(["through", "evicted"])),
+            eviction=eviction,
+            ttl=3e-2 * 23**0.5 if eviction == "ttl" else None,
+        )
+    fetch = draw(st.sampled_from([Always(), Always(), Faster(), Never()]))
+    return StoredTiers(tiers, fetch, draw(st.booleans()), draw(st.sampled_from([False, False, True])))
+
+
+@st.composite
+def drawn_hits(draw: st.DrawFn) -> DrawnTiers:
+    tiers = {name: DrawnTier(**draw(tier_fields()), hit=draw(st.sampled_from([0.3, 1.0]))) for name in ("near", "far")}
+    return DrawnTiers(tiers, Uniform(1, 40), draw(st.sampled_from([Always(), Faster()])), draw(st.booleans()))
 
 
 @st.composite
@@ -200,3 +248,9 @@ def speculations(draw: st.DrawFn, tokens: int) -> dict[str, Any]:
 def mixes() -> st.SearchStrategy[Mix]:
     """Any mix."""
     return any_mix()
+
+
+@pytest.fixture(scope="session")
+def tiered_mixes() -> st.SearchStrategy[Mix]:
+    """Those with stores behind small devices."""
+    return any_mix(tiered=True)

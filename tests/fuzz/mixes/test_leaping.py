@@ -19,10 +19,12 @@ from mist.cluster import Cluster
 from mist.errors import InputError
 from mist.faults import NO_FAULTS
 from mist.memory.prefix import PrefixPool
+from mist.memory.staged import StagedPool, TieredPool
 from mist.memory.swap import SwapPool
 from mist.policy import Scheduler
 from mist.request import Request
 from mist.spans import seconds
+from mist.tiers.stores import StoredSource
 
 CASES = max(2000, settings().max_examples)
 
@@ -51,6 +53,27 @@ def conserved(served: Any) -> None:
             if isinstance(client.kv, SwapPool):
                 assert 0 <= client.kv.host_used <= client.kv.host.blocks
                 assert client.kv.blocks_out - client.kv.blocks_in == client.kv.host_used or pool.fleet is not None
+        if pool.fetches is not None:
+            assert_shelved(pool)
+
+
+def assert_shelved(pool: Any) -> None:
+    """Every block written is somewhere or gone, and so is every token fetched."""
+    fetches, source, use = pool.fetches, pool.fetches.source, pool.fetches.use()
+    assert use.fetched <= use.found <= use.requests
+    if not isinstance(source, StoredSource):
+        return
+    for name in source.spec.tiers:
+        shelves = source.every(name)
+        for shelf in shelves:
+            assert shelf.held + len(shelf._writing) == len(shelf) <= shelf.capacity
+            assert shelf.written == shelf.held + shelf.evicted + shelf.expired + shelf.lost
+        written = sum(shelf.written + len(shelf._writing) for shelf in shelves)
+        assert use.tiers[name].written_bytes == pytest.approx(source.block_bytes * written, rel=1e-12)
+    flying = sum(f.found.length * source.block_tokens for f in fetches._flying.values() if f.loading is None)
+    waiting = sum(client.kv.waiting_tokens for client in pool.clients)
+    used = sum(client.kv.fetched_tokens for client in pool.everybody)
+    assert use.fetched_tokens == flying + waiting + used + use.wasted_tokens + use.lost_tokens
 
 
 def settled(served: Any, mix: Any) -> None:
@@ -70,7 +93,8 @@ def settled(served: Any, mix: Any) -> None:
         assert request.arrived < request.first_token <= request.finished
         if mix.faults is NO_FAULTS:
             plan = ["prefill", *(["handover"] if mix.link else []), "decode"]
-            assert [visit.stage for visit in request.visits] == (plan if request.output > 1 else plan[:1])
+            own = [visit.stage for visit in request.visits if visit.stage != "fetch_kv"]
+            assert own == (plan if request.output > 1 else plan[:1])
     for pool in cluster.pools.values():
         assert not any(pool.outstanding)
         for client in pool.clients:
@@ -79,15 +103,22 @@ def settled(served: Any, mix: Any) -> None:
             assert all(lane.decodes.count == lane.decodes.cached == len(lane.takeover) == 0 for lane in lanes(client))
             if isinstance(client.kv, SwapPool):
                 assert client.kv.host_used == 0
+            if isinstance(client.kv, StagedPool | TieredPool):
+                assert client.kv.held_for_waiting == client.kv.waiting_tokens == 0
+                assert not getattr(client, "loading", {})
+        assert pool.fetches is None or not pool.fetches.waiting()
     assert_energy(cluster)
 
 
 def assert_in_order(request: Request) -> None:
-    """One visit after the other, without a gap but for the wait for a replica that is up."""
+    """One visit after the other, without a gap but for the wait for a replica that is up.
+
+    A fetch may go on beside them, layer by layer.
+    """
     assert request.visits[0].queued >= request.arrived
     for visit in request.visits:
         assert visit.queued <= visit.started <= visit.finished
-    for before, after in pairwise(request.visits):
+    for before, after in pairwise(visit for visit in request.visits if visit.stage != "fetch_kv"):
         assert before.finished <= after.queued
 
 
@@ -118,6 +149,10 @@ def equal(fast: Any, slow: Any) -> None:
             assert client.busy == pytest.approx(twin.busy, rel=1e-9)
             if isinstance(client.kv, PrefixPool):
                 assert client.kv.use() == twin.kv.use()
+        if pool.fetches is not None:
+            one, other = pool.fetches.use(), twins.fetches.use()
+            for count in ("requests", "found", "fetched", "fetched_tokens", "wasted_tokens", "lost_tokens"):
+                assert getattr(one, count) == getattr(other, count)
         now = fast.cluster.kernel.now
         assert pool.joules(now) == pytest.approx(twins.joules(now), rel=1e-9)
 
@@ -125,7 +160,18 @@ def equal(fast: Any, slow: Any) -> None:
 @settings(max_examples=CASES)
 @given(data=st.data())
 def test_leaping_equals_stepping_and_nothing_is_lost(data: Any, mixes: Any, specs: Any, play: Any) -> None:
-    mix = data.draw(mixes)
+    examine(data.draw(mixes), specs, play)
+
+
+@settings(max_examples=CASES // 4)
+@given(data=st.data())
+def test_leaping_equals_stepping_and_nothing_is_lost_behind_tiers(
+    data: Any, tiered_mixes: Any, specs: Any, play: Any
+) -> None:
+    examine(data.draw(tiered_mixes), specs, play)
+
+
+def examine(mix: Any, specs: Any, play: Any) -> None:
     try:
         pools = specs(mix)
     except InputError:
