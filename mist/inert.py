@@ -34,6 +34,7 @@ def effective(overrides: Sequence[str]) -> list[str]:
 
 def _inert(overrides: Sequence[str], config: Mapping[str, Any] | None) -> Iterator[tuple[Override, str]]:
     looks = {"node": _node, "priority": _priority, "expert_skew": _skew, "hosts": _idle, "link": _link}
+    looks["cascade_attention"] = _cascade
     typed = [(override, looks[key]) for override in map(parse, overrides) for key in looks if key in override.address]
     if not typed:
         return
@@ -78,6 +79,17 @@ def _priority(override: Override, scenario: Scenario) -> str:
     if any(getattr(spec.scheduler, "policy", "") == "priority" for spec in scenario.pools.values()):
         return ""
     return "no scheduler looks at it; scheduler=vllm_v1 scheduler.policy=priority does"
+
+
+def _cascade(override: Override, scenario: Scenario) -> str:
+    """Why ``[pool.]engine.cascade_attention`` does not matter; empty if it does."""
+    pools, option = _spoken_to(override, scenario)
+    if option != ["engine", "cascade_attention"] or override.raw.lower() == "false":
+        return ""
+    shared = {name for place in scenario.colocated.values() for name in place.shares}
+    colocated = [spec for name, spec in scenario.pools.items() if name in shared]
+    whys = ["it is not modelled for colocated pools" if spec in colocated else spec.no_cascade for spec in pools]
+    return whys[0] if whys and all(whys) else ""
 
 
 def _skew(override: Override, scenario: Scenario) -> str:

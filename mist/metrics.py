@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from mist.clients.cascading import CascadeUse
 from mist.memory.prefix import PrefixUse
 from mist.memory.swap import SwapUse
 from mist.plan.query import Query
@@ -141,6 +142,7 @@ class PoolReport:
     prefix: PrefixUse | None = None  # with prefix caching
     swap: SwapUse | None = None  # with preemption by swap
     tiers: TiersUse | None = None  # with tiers behind the devices
+    cascade: CascadeUse | None = None  # with cascade attention
     step_time_sources: Mapping[str, float] | None = None  # share of step time by how it is known; empty if unknown
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mist import __version__
+from mist.clients.cascading import CascadeUse, CascadingClient
 from mist.clients.speculative import SpeculativeClient
 from mist.cluster import Cluster
 from mist.fleet import mean_replicas, paid, seconds
@@ -184,6 +185,7 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float, window: Observed, requ
         fleet=fleet,
         prefix=prefix_use([client.kv for client in clients]),
         swap=swap_use([client.kv for client in clients]),
+        cascade=_cascade(pool),
         tiers=pool.fetches.use() if pool.fetches is not None else None,
         step_time_sources=_sources(pool, requests),
     )
@@ -230,6 +232,11 @@ def _speculation(pool: Pool) -> SpeculationReport | None:
     return SpeculationReport(
         drafts.name, drafts.tokens, drafted, accepted, accepted / max(drafted, 1), 1 + accepted / max(verifications, 1)
     )
+
+
+def _cascade(pool: Pool) -> CascadeUse | None:
+    uses = [client.cascade for client in pool.everybody if isinstance(client, CascadingClient)]
+    return CascadeUse(sum(u.steps for u in uses), sum(u.spared_tokens for u in uses)) if uses else None
 
 
 def _named(scheduler: Scheduler) -> str:

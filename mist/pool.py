@@ -7,6 +7,7 @@ from functools import partial
 from math import inf
 from typing import Literal
 
+from mist.clients.cascading import no_cascade
 from mist.clients.llm import LLMClient
 from mist.clients.speculative import check_speculation
 from mist.drafting import DraftedLoad, DraftedSteps, check_prompt_drafting, drafting_replica
@@ -156,6 +157,12 @@ class PoolSpec:
         beside = drafts.drafter(model), drafts.weight_bytes(model)
         computed = kv_blocks(self.replica, self.scheduler.token_budget, rows, *beside)
         return (computed if self.kv_blocks is None else self.kv_blocks) - self.engine.reserved_blocks
+
+    @property
+    def no_cascade(self) -> str:
+        """Why it reads no common prefix once where its engine would; empty if it does."""
+        drafts = self.speculation.tokens
+        return no_cascade(self.replica, self.perf, prefix_caching=self.prefix_caching, role=self.role, drafts=drafts)
 
     def host(self) -> HostMemory | None:
         """Where preempted requests wait; None where they are computed again."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import cast
 
+from mist.clients.cascading import CascadingClient, LeapLoad
 from mist.clients.colocated import ColocatedClient, SharedDevice
 from mist.clients.llm import LLMClient
 from mist.clients.pipeline import PipelineClient
@@ -16,6 +17,7 @@ from mist.handover import GLOBAL, Handovers, HandoverSpec, Wire
 from mist.kernel import Kernel
 from mist.memory.choice import make_pool
 from mist.network import Link, LinkSpec
+from mist.perf.cascade import CascadeLoad, CascadeRule
 from mist.pool import Pool
 from mist.request import Request, Stage, Visit
 from mist.roles import FIXED_ROLES, Roles, Switcher, SwitchRoles
@@ -97,11 +99,15 @@ class Service:
         kind: Callable[..., LLMClient] = LLMClient
         if pool.spec.speculation.tokens:
             kind = partial(SpeculativeClient, speculation=pool.spec.speculation, seed=self._seed)
+        if spec.engine.cascade_attention and not spec.no_cascade:
+            kind = partial(CascadingClient, rule=CascadeRule(spec.replica))
         device = self._device(pool.name, index)
         if device is not None:
             kind = partial(ColocatedClient, device=device, pool=pool.name)
         client = kind(self.kernel, name, scheduler=scheduler, steptimes=pool.stages[0], kv=kv, finished=finished)
         client.power = pool.loads[0]
+        if isinstance(client, CascadingClient):
+            client.power = LeapLoad(cast(CascadeLoad, client.power), client)
         return client
 
     def _handovers(self, spec: HandoverSpec) -> Handovers:

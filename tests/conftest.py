@@ -83,8 +83,8 @@ class Unleapt:
     def step_time(self, shape: StepShape) -> float:
         return self.inner.step_time(shape)
 
-    def decode_stretch(self, decodes: int, context: int) -> Stretch:
-        return Stretch(1, self.inner.step_time(StepShape(decodes, context)), 0.0)
+    def decode_stretch(self, decodes: int, context: int, shared: int = 0) -> Stretch:
+        return Stretch(1, self.inner.step_time(StepShape(decodes, context, shared=shared)), 0.0)
 
 
 class OneByOne:

@@ -16,6 +16,7 @@ class StepShape(NamedTuple):
     context: int  # KV tokens those sequences read, together
     chunks: tuple[tuple[int, int], ...] = ()  # (tokens, tokens cached before them) of each prompt chunk
     drafted: int = 0  # further tokens those sequences compute to verify drafts, together
+    shared: int = 0  # first tokens of each of those sequences that are the same, and read once for all of them
 
     @property
     def tokens(self) -> int:

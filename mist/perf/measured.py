@@ -5,6 +5,7 @@ T = layers x [ projections(tokens) + MLP or experts(tokens) + attention per chun
     + language head(rows) + the engine's overheads
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
@@ -56,14 +57,20 @@ class Measured:
             self.link_efficiency,
             self.exchange,
         )
-        return MeasuredSteps(stored(asked), replica)
+        return MeasuredSteps(stored(asked), replica, self._merge(replica))
+
+    def _merge(self, replica: Replica) -> Callable[[int], float]:
+        """Seconds of merging the outputs of cascade attention in one layer, by sequences: one small kernel."""
+        model, bandwidth = replica.model, replica.hardware.memory_bandwidth * self.bandwidth_efficiency
+        output = 2 * model.heads / replica.tp * model.head_dim  # bytes: 16 bits per element
+        return lambda decodes: self.kernel_time + 3 * decodes * output / bandwidth
 
 
 class MeasuredSteps:
     """Step times of one stage of a replica, on the busiest device of its group."""
 
-    def __init__(self, found: Operators, replica: Replica) -> None:
-        self._found, self._engine, self._dp = found, replica.engine, replica.dp
+    def __init__(self, found: Operators, replica: Replica, merge: Callable[[int], float]) -> None:
+        self._found, self._engine, self._dp, self._merge = found, replica.engine, replica.dp, merge
         self._local = Table(total(list(found.local.values())).__call__)
         self._group = Table(total(list(found.group.values())).__call__)
         self._linear = Table(lambda tokens: self._local[tokens] + self._group[tokens])
@@ -71,7 +78,7 @@ class MeasuredSteps:
         self._kinds = tuple(Attention(layers) for layers in found.attention)
 
     def step_time(self, shape: StepShape) -> float:
-        decodes, context, chunks, drafted = shape
+        decodes, context, chunks, drafted, shared = shape
         if self._dp > 1:
             return self._spread_time(shape)
         time = self._engine.step_overhead
@@ -79,7 +86,9 @@ class MeasuredSteps:
         if chunks:
             time += self._engine.mixed_overhead + self._prompts(chunks)
             tokens += sum(chunk for chunk, _ in chunks)
-        if decodes:
+        if shared:
+            time += self._cascade(decodes, context, shared) + (0.0 if chunks else self._engine.cascade_overhead)
+        elif decodes:
             time += self._verification(decodes, context, drafted) if drafted else self._decoding(decodes, context)
         rows = decodes + len(chunks)
         if drafted:
@@ -111,13 +120,15 @@ class MeasuredSteps:
         share = -(-decodes // self._dp)
         return share, context * share / max(decodes, 1)
 
-    def decode_stretch(self, decodes: int, context: int) -> Stretch:
+    def decode_stretch(self, decodes: int, context: int, shared: int = 0) -> Stretch:
         share, cached = self._share(decodes, context) if self._dp > 1 else (decodes, float(context))
         linear = self._linear[decodes] if share == decodes else self._local[share] + self._group[decodes]
         first = self._engine.step_overhead + linear + self._head[share]
         slope, steps = 0.0, inf
+        if shared:
+            first += self._prefix(decodes, shared) + self._engine.cascade_overhead
         for kind in self._kinds:
-            time, own, left = kind.stretch(share, cached)
+            time, own, left = kind.stretch(share, cached if kind.windowed else cached - share * shared)
             first, slope = first + time, slope + own
             steps = min(steps, left)
         return Stretch(steps, first, slope)
@@ -159,6 +170,21 @@ class MeasuredSteps:
         for kind in self._kinds:
             time += kind.decode(decodes, context)
         return time
+
+    def _cascade(self, decodes: int, context: float, shared: int) -> float:
+        """Decode attention where every sequence begins with the same ``shared`` tokens, read once."""
+        time = self._prefix(decodes, shared)
+        for kind in self._kinds:
+            time += kind.decode(decodes, context if kind.windowed else context - decodes * shared)
+        return time
+
+    def _prefix(self, decodes: int, shared: int) -> float:
+        """Attention to what is read once, and merging it with the rest."""
+        return sum(
+            kind.cascade(decodes, shared) + kind.layers * self._merge(decodes)
+            for kind in self._kinds
+            if not kind.windowed
+        )
 
     def _verification(self, decodes: int, context: float, drafted: int) -> float:
         return sum(kind.verification(decodes, context, drafted) for kind in self._kinds)

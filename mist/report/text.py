@@ -122,6 +122,10 @@ def _memory(result: Result) -> Iterator[Text]:
         if pool.prefix is not None:
             found, asked = pool.prefix.hit_tokens, pool.prefix.looked_up_tokens
             yield Text(f"{name}: prefix cache hit {pool.prefix.hit_rate:.1%} ({found:,} of {asked:,} tokens)")
+        if pool.cascade is not None and pool.cascade.steps:
+            each = pool.cascade.spared_tokens / pool.cascade.steps
+            often = f"in {pool.cascade.steps / pool.steps:.0%} of steps"
+            yield Text(f"{name}: cascade attention {often}, each spared reading {each:,.0f} tokens of KV again")
         if pool.swap is not None:
             swap = pool.swap
             moved = f"{swap.out_bytes / 1e9:,.3g} GB out, {swap.in_bytes / 1e9:,.3g} GB in"
