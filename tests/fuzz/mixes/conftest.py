@@ -67,6 +67,7 @@ class Mix:
     seed: int = 0
     model: str = "tiny"
     front_end: float = 0.0
+    cascade: bool = False  # the engines have cascade attention
     roofline: bool = False  # else steps take a time linear in their tokens
 
 
@@ -85,6 +86,7 @@ def any_mix(draw: st.DrawFn) -> Mix:
         "seed": int(random.integers(1000)),
         "model": draw(st.sampled_from(["tiny", "tiny", "windowed"])),
         "roofline": draw(st.sampled_from([False, False, True])),
+        "cascade": draw(st.booleans()),
         "front_end": draw(st.sampled_from([0.0, 0.0, 1e-4 * 11**0.5])),
         "loop": draw(st.sampled_from([None, None, Loop(2, 1e-3 * 13**0.5), Loop(7, 0.0)])),
     }
