@@ -14,6 +14,7 @@ from mist.node import ISOLATED
 from mist.overrides import Override, parse
 from mist.pool import PoolSpec
 from mist.scenario import Scenario
+from mist.tiers.passages import PassageTiers
 from mist.topology import Topology
 
 
@@ -34,7 +35,7 @@ def effective(overrides: Sequence[str]) -> list[str]:
 
 def _inert(overrides: Sequence[str], config: Mapping[str, Any] | None) -> Iterator[tuple[Override, str]]:
     looks = {"node": _node, "priority": _priority, "expert_skew": _skew, "hosts": _idle, "link": _link}
-    looks["cascade_attention"] = _cascade
+    looks |= {"cascade_attention": _cascade, "passage_tokens": _passages}
     typed = [(override, looks[key]) for override in map(parse, overrides) for key in looks if key in override.address]
     if not typed:
         return
@@ -90,6 +91,13 @@ def _cascade(override: Override, scenario: Scenario) -> str:
     colocated = [spec for name, spec in scenario.pools.items() if name in shared]
     whys = ["it is not modelled for colocated pools" if spec in colocated else spec.no_cascade for spec in pools]
     return whys[0] if whys and all(whys) else ""
+
+
+def _passages(override: Override, scenario: Scenario) -> str:
+    """Why ``workload.passage_tokens`` does not matter; empty if it does."""
+    if override.raw == "null" or any(isinstance(spec.tiers, PassageTiers) for spec in scenario.pools.values()):
+        return ""
+    return "nobody looks for passages; tiers=passages does"
 
 
 def _skew(override: Override, scenario: Scenario) -> str:

@@ -23,9 +23,10 @@ from mist.roles import FIXED_ROLES, FixedRoles, Roles
 from mist.routers.prefix_aware import PrefixAware
 from mist.slo import SLO
 from mist.station_report import host_dollars, station_dollars
+from mist.tiers.passages import PassageTiers
 from mist.tiers.spec import NoTiers
 from mist.topology import ONE_LINK, Network, Topology
-from mist.workload.traffic import Workload, class_names, class_priorities
+from mist.workload.traffic import Workload, class_names, class_priorities, names_passages
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class Scenario:
         for spec in self.pools.values():
             self.price.of(spec.hardware.name)  # told before anything is simulated
         self._check_network()
+        passages = names_passages(self.workload)
+        for name, spec in self.pools.items():
+            if isinstance(spec.tiers, PassageTiers) and not passages:
+                why = "has no effect: the prompts of this workload do not say which passages they hold"
+                raise InputError(f"pools.{name}.tiers", "PassageTiers", f"{why} (workload=rag_prompts and ragpulse do)")
         names = class_names(self.workload)
         check_pipeline(self.pipeline, services(self.pools), self.stations, self.hosts, self.links, names)
         self._check_dynamics()

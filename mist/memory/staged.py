@@ -83,3 +83,18 @@ class TieredPool(PrefixPool):
             if isinstance(holders, int) or len(holders) == 1:
                 self.evicted(content)
         return block
+
+
+class PassagePool(TieredPool):
+    """A prefix cache above tiers that keep passages; ``left`` is told of every request that gives up its blocks."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, total: int, block_tokens: int) -> None:
+        super().__init__(total, block_tokens)
+        self.left: Callable[[Request], None] | None = None
+
+    def detach(self, request: Request) -> list[int]:
+        if self.left is not None:
+            self.left(request)
+        return super().detach(request)

@@ -1,9 +1,9 @@
 """A user's question whose answer takes a plan, and the generations that it is made of."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 from mist.plan.steps import Forking, Generating, Steps, answering, generates
-from mist.request import UNCLASSED, Content, Request, RequestClass
+from mist.request import UNCLASSED, Content, Passage, Passaged, Request, RequestClass
 
 BLOCK_BITS = 32  # of a key, for the block; the branch stands above them: whole numbers are quickly looked up
 
@@ -122,6 +122,10 @@ class Grown:
             shared = self.root.keys(block_tokens) if isinstance(self.root, Grown) else []
             known = self._keys[block_tokens] = shared[: self.tokens // block_tokens]
         return known
+
+    def passages(self) -> Sequence[Passage]:
+        """Those of the prompt that it began with."""
+        return self.root.passages() if isinstance(self.root, Passaged) else ()
 
     def forget_keys(self) -> None:
         """Nobody will ask for long; they can be made again."""

@@ -10,11 +10,12 @@ from mist.clients.llm import LLMClient
 from mist.clients.loading import Loading
 from mist.kernel import Kernel
 from mist.memory.pool import BlockPool
-from mist.memory.staged import StagedPool, TieredPool
+from mist.memory.staged import PassagePool, StagedPool, TieredPool
 from mist.perf.base import StepModel, StepShape
 from mist.request import Request, Stage, Visit
 from mist.routing import predicted_ttft
 from mist.tiers.found import DrawnSource, Found, Source, StoredSource
+from mist.tiers.passages import PassageSource, PassageTiers
 from mist.tiers.spec import DrawnTiers, StoredTiers
 from mist.tiers.use import TiersUse, TierUse
 from mist.tiers.wiring import Wiring
@@ -90,7 +91,10 @@ class Fetches:
         self.block_bytes = layout.block_tokens * layout.bytes_per_token
         self.wiring = Wiring(kernel, spec.tiers, layout.replicas, layout.port)
         self.source: Source
-        if isinstance(spec, StoredTiers):
+        if isinstance(spec, PassageTiers):
+            sizes = self.block_bytes, layout.block_tokens, layout.layers
+            self.source = PassageSource(kernel, spec, self.wiring, *sizes)
+        elif isinstance(spec, StoredTiers):
             self.source = StoredSource(kernel, spec, self.wiring, self.block_bytes)
         else:
             self.source = DrawnSource(spec, layout.name, seed, layout.block_tokens)
@@ -104,6 +108,7 @@ class Fetches:
         """A KV pool of a replica that fetches."""
         kind: Callable[[int, int], TieredPool | StagedPool]
         kind = TieredPool if isinstance(self.source, StoredSource) else StagedPool
+        kind = PassagePool if isinstance(self.source, PassageSource) else kind
         return kind(total, self.layout.block_tokens)
 
     def attach(self, client: LLMClient, replica: int) -> None:
