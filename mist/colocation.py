@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mist.errors import InputError
-from mist.fleet import Fixed
 from mist.perf.footprint import block_bytes, device_weights
 from mist.pool import PoolSpec
+from mist.scaling import Fixed
 
 
 @dataclass(frozen=True)

@@ -6,64 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import fsum
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from mist.clients.llm import LLMClient
-from mist.errors import InputError
 from mist.kernel import Kernel
-from mist.policy import Autoscaler, PoolView
-from mist.units import Seconds
-
-
-class Scaling(Protocol):
-    """How the number of a pool's replicas comes about."""
-
-    def check(self, replicas: int) -> None:
-        """InputError unless a pool may begin with this many."""
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """As many replicas as the pool is given, always."""
-
-    def check(self, replicas: int) -> None:
-        """Any number will do."""
-
-
-FIXED = Fixed()
-
-
-@dataclass(frozen=True)
-class Autoscale:
-    """A policy looks at the pool every ``interval`` and says how many replicas it wants.
-
-    A replica costs from its order on, is up ``startup`` later, takes no new requests once it is to go, and is
-    paid until its last request has left. The pool shrinks no further than to the largest number wanted
-    within ``stabilization`` (Kubernetes, "Horizontal Pod Autoscaling", stabilization window).
-    """
-
-    policy: Autoscaler
-    startup: Seconds
-    interval: Seconds
-    stabilization: Seconds
-    min_replicas: int = 1
-    max_replicas: int = 8
-
-    def __post_init__(self) -> None:
-        if self.min_replicas < 0:
-            raise InputError("min_replicas", self.min_replicas, "must not be negative")
-        if self.max_replicas < max(self.min_replicas, 1):
-            raise InputError("max_replicas", self.max_replicas, f"must be at least {max(self.min_replicas, 1)}")
-        if not self.interval > 0:
-            raise InputError("interval", self.interval, "must be positive")
-        for field in ("startup", "stabilization"):
-            if getattr(self, field) < 0:
-                raise InputError(field, getattr(self, field), "must not be negative")
-
-    def check(self, replicas: int) -> None:
-        if not self.min_replicas <= replicas <= self.max_replicas:
-            bounds = f"min_replicas = {self.min_replicas} and max_replicas = {self.max_replicas}"
-            raise InputError("replicas", replicas, f"a pool begins within its autoscaler's {bounds}")
+from mist.policy import PoolView
+from mist.scaling import Autoscale
 
 
 class Span(NamedTuple):
@@ -80,19 +27,20 @@ class Fleet:
 
     An index is given again once its replica is released; every start is a new, empty client. ``spans`` is the
     whole history: what is rented, by whom it could be served and how long it was out of order follow from it.
+    ``clients`` are engines; the servers of a station are none (see mist/crew.py).
     """
 
     def __init__(
         self,
         kernel: Kernel,
-        clients: list[LLMClient],
+        clients: list[Any],
         outstanding: list[int],
-        start: Callable[[int], LLMClient],
+        start: Callable[[int], Any],
     ) -> None:
         self.kernel, self.clients, self.outstanding, self._start = kernel, clients, outstanding, start
         self.up = list(range(len(clients)))  # ascending
         self.held: deque[Callable[[], None]] = deque()  # until a replica comes up
-        self.retired: list[LLMClient] = []
+        self.retired: list[Any] = []
         self.spans: list[Span] = []
         self.failures = 0
         self.joined = 0  # replicas taken over from another role
@@ -161,10 +109,13 @@ class Fleet:
 
     def settle(self, index: int) -> None:
         """Release a draining replica if nothing is left on it."""
-        empty = not self.outstanding[index] and not self.clients[index].kv.used
-        if empty and self.state(index) == "draining":
+        if not self.outstanding[index] and self.empty(index) and self.state(index) == "draining":
             self._enter(index, None)
             self._then.pop(index, _nothing)()
+
+    def empty(self, index: int) -> bool:
+        """Whether its client holds nothing any more."""
+        return not self.clients[index].kv.used
 
     def fail(self, index: int, repair: float) -> None:
         """The replica is gone with all it held; another one is up in its place ``repair`` seconds later."""
@@ -183,7 +134,7 @@ class Fleet:
         until = self.kernel.now if now is None else now
         return [*self.spans, *(span._replace(until=until) for span in self._now.values())]
 
-    def everybody(self) -> list[LLMClient]:
+    def everybody(self) -> list[Any]:
         """Every client there has been."""
         return [*self.clients, *self.retired]
 
@@ -221,6 +172,38 @@ def mean_replicas(spans: Sequence[Span], start: float, end: float) -> float:
     if len(steps) == 2:
         return float(steps[0][1])
     return sum(count * ((until - since) / (end - start)) for (since, count), (until, _) in pairwise(steps))
+
+
+@dataclass(frozen=True)
+class FleetReport:
+    """Replicas that came and went: what was paid for, from order to release, and what could serve."""
+
+    replica_seconds: float  # paid for, over the whole run
+    up_seconds: float  # of those, able to serve
+    mean_replicas: float  # paid for in the window, on average over time
+    fewest: int  # paid for at once, over the whole run
+    most: int
+    failures: int
+    availability: float  # share of the time from first up to release that replicas were not out of order
+    joined: int  # replicas taken over from the other role
+
+
+def fleet_report(fleet: Fleet, start: float, end: float) -> FleetReport:
+    """What came and went, with a window from ``start`` to ``end``."""
+    spans = fleet.history()
+    lasting = fleet.history(max(fleet.kernel.now, end))
+    up, failed = seconds(spans, "up", "draining"), seconds(spans, "failed")
+    counts = [count for _, count in paid(lasting)][:-1]  # the last is when the run ends
+    return FleetReport(
+        replica_seconds=seconds(spans),
+        up_seconds=up,
+        mean_replicas=mean_replicas(lasting, start, end),
+        fewest=min(counts),
+        most=max(counts),
+        failures=fleet.failures,
+        availability=up / (up + failed) if up + failed else 1.0,
+        joined=fleet.joined,
+    )
 
 
 class Scaler:

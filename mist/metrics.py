@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mist.clients.cascading import CascadeUse
+from mist.fleet import FleetReport
 from mist.memory.prefix import PrefixUse
 from mist.memory.swap import SwapUse
 from mist.plan.query import Query
@@ -97,20 +98,6 @@ class SpeculationReport:
     accepted: int  # of those
     acceptance_rate: float  # accepted share of the drafted
     tokens_per_step: float  # of a decoding request: one, and the accepted
-
-
-@dataclass(frozen=True)
-class FleetReport:
-    """Replicas that came and went: what was paid for, from order to release, and what could serve."""
-
-    replica_seconds: float  # paid for, over the whole run
-    up_seconds: float  # of those, able to serve
-    mean_replicas: float  # paid for in the window, on average over time
-    fewest: int  # paid for at once, over the whole run
-    most: int
-    failures: int
-    availability: float  # share of the time from first up to release that replicas were not out of order
-    joined: int  # replicas taken over from the other role
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,13 @@ from mist import __version__
 from mist.clients.cascading import CascadeUse, CascadingClient
 from mist.clients.speculative import SpeculativeClient
 from mist.cluster import Cluster
-from mist.fleet import mean_replicas, paid, seconds
+from mist.fleet import fleet_report
 from mist.memory.choice import prefix_use, swap_use
 from mist.metrics import (
     METRICS,
     Check,
     ClassReport,
     Counts,
-    FleetReport,
     PoolReport,
     Result,
     SpeculationReport,
@@ -73,7 +72,10 @@ def outcome(  # noqa: PLR0917
     goodput = sum(r.output for r in in_slo) / length
     pools = {name: _pool(scenario, pool, kernel.now, window, requests) for name, pool in cluster.pools.items()}
     dollars = sum(pool.dollars_per_hour for pool in pools.values())
-    stations = {n: station_report(s, scenario.price, kernel.now) for n, s in cluster.stations.items()}
+    stations = {
+        n: station_report(s, scenario.price, kernel.now, (window.start, window.end))
+        for n, s in cluster.stations.items()
+    }
     hosts = {name: host_report(host, scenario.price, kernel.now) for name, host in cluster.hosts.items()}
     dollars += sum(station.dollars_per_hour for station in stations.values())
     dollars += sum(host.dollars_per_hour for host in hosts.values())
@@ -155,7 +157,7 @@ def _counts(requests: Sequence[Request]) -> Counts:
 def _pool(scenario: Scenario, pool: Pool, elapsed: float, window: Observed, requests: Sequence[Request]) -> PoolReport:
     spec, clients, drawn = pool.spec, pool.everybody, pool.joules(elapsed)
     degrees = {"tp": spec.tp, "pp": spec.pp, "dp": spec.dp, "ep": spec.ep}
-    fleet = _fleet(pool, window)
+    fleet = None if pool.fleet is None else fleet_report(pool.fleet, window.start, window.end)
     replicas = spec.replicas if fleet is None else fleet.mean_replicas
     up_seconds = spec.replicas * elapsed if fleet is None else fleet.up_seconds
     rented = spec.devices * elapsed if fleet is None else spec.replica.devices * fleet.replica_seconds
@@ -200,25 +202,6 @@ def _sources(pool: Pool, requests: Sequence[Request]) -> dict[str, float]:
     steps = sum(client.steps for client in pool.everybody)
     each = typical(len(done), prompt, answer, steps, pool.spec.scheduler.token_budget, pool.spec.role)
     return shares(pool.stages, each)
-
-
-def _fleet(pool: Pool, window: Observed) -> FleetReport | None:
-    if pool.fleet is None:
-        return None
-    spans = pool.fleet.history()
-    lasting = pool.fleet.history(max(pool.fleet.kernel.now, window.end))
-    up, failed = seconds(spans, "up", "draining"), seconds(spans, "failed")
-    counts = [count for _, count in paid(lasting)][:-1]  # the last is when the run ends
-    return FleetReport(
-        replica_seconds=seconds(spans),
-        up_seconds=up,
-        mean_replicas=mean_replicas(lasting, window.start, window.end),
-        fewest=min(counts),
-        most=max(counts),
-        failures=pool.fleet.failures,
-        availability=up / (up + failed) if up + failed else 1.0,
-        joined=pool.fleet.joined,
-    )
 
 
 def _speculation(pool: Pool) -> SpeculationReport | None:

@@ -12,7 +12,7 @@ from mist.clients.llm import LLMClient
 from mist.clients.speculative import check_speculation
 from mist.drafting import DraftedLoad, DraftedSteps, check_prompt_drafting, drafting_replica
 from mist.errors import InputError
-from mist.fleet import FIXED, Autoscale, Fleet, Scaling, seconds
+from mist.fleet import Fleet, seconds
 from mist.hardware import HardwareSpec
 from mist.memory.choice import SWAP_SPACE, Preemption, check_memory
 from mist.memory.swap import HostMemory
@@ -29,6 +29,7 @@ from mist.perf.stages import hop_time, stages
 from mist.policy import Router, Scheduler
 from mist.request import Request
 from mist.routing import Candidates
+from mist.scaling import FIXED, Autoscale, Scaling
 from mist.speculation import OFF, Speculation
 from mist.streams import stream
 from mist.tiers.fetches import Fetches, Layout

@@ -10,9 +10,9 @@ from mist.autoscalers.slo_attainment import SloAttainment
 from mist.clients.host import HostSpec
 from mist.clients.station import StationSpec
 from mist.colocation import Colocation, check_colocations
+from mist.crew import check_crews, servers
 from mist.errors import InputError
 from mist.faults import NO_FAULTS, Faults, NoFaults, check_faults
-from mist.fleet import Autoscale, Fixed
 from mist.handover import GLOBAL, HandoverSpec, check_handover
 from mist.network import LinkSpec
 from mist.places import check_pipeline
@@ -21,6 +21,7 @@ from mist.pool import PoolSpec, check_pools, services
 from mist.price import PriceList
 from mist.roles import FIXED_ROLES, FixedRoles, Roles
 from mist.routers.prefix_aware import PrefixAware
+from mist.scaling import Autoscale, Fixed
 from mist.slo import SLO
 from mist.station_report import host_dollars, station_dollars
 from mist.tiers.passages import PassageTiers
@@ -136,8 +137,10 @@ class Scenario:
             self.roles.check(alike, paired)
         with at("handover"):
             check_handover(self.handover, paired, not scaled and not switching)
+        check_crews(self.stations, self.pools, self.faults, self.slo)
         with at("faults"):
-            check_faults(self.faults, fixed, replicas)
+            fixed |= servers(self.stations, fixed=True)
+            check_faults(self.faults, fixed, replicas | servers(self.stations, fixed=False))
 
     def _paired(self) -> dict[str, int]:
         """Replicas of the pools that hand over and take over; of any one pool where there are none."""

@@ -12,7 +12,7 @@ from mist.clients.pipeline import PipelineClient
 from mist.clients.speculative import SpeculativeClient
 from mist.clients.stages import Stages
 from mist.faults import NO_FAULTS, Faults, NoFaults
-from mist.fleet import Autoscale, Fleet, Scaler
+from mist.fleet import Fleet, Scaler
 from mist.handover import GLOBAL, Handovers, HandoverSpec, Wire
 from mist.kernel import Kernel
 from mist.memory.choice import make_pool
@@ -21,6 +21,7 @@ from mist.perf.cascade import CascadeLoad, CascadeRule
 from mist.pool import Pool
 from mist.request import Request, Stage, Visit
 from mist.roles import FIXED_ROLES, Roles, Switcher, SwitchRoles
+from mist.scaling import Autoscale
 from mist.tiers.fetches import Fetches
 from mist.tiers.spec import DrawnTiers, StoredTiers
 from mist.topology import Wires

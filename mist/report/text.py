@@ -93,17 +93,19 @@ def _speculation(result: Result) -> Iterator[Text]:
 
 
 def _dynamics(result: Result) -> Iterator[Text]:
-    """One line per pool whose replicas came and went."""
-    for name, pool in (result.pools or {}).items():
-        if pool.fleet is None:
+    """One line per pool whose replicas, or station whose servers, came and went."""
+    roles = {name: pool.role for name, pool in (result.pools or {}).items()}
+    fleets = {name: pool.fleet for name, pool in (result.pools or {}).items()}
+    fleets |= {name: station.fleet for name, station in (result.stations or {}).items()}
+    for name, fleet in fleets.items():
+        if fleet is None:
             continue
-        fleet = pool.fleet
         text = f"{name}: paid for {fleet.mean_replicas:.3g} replicas on average, {fleet.fewest} to {fleet.most}"
         text += f", {fleet.replica_seconds:,.0f} replica-seconds"
         if fleet.failures:
             text += f"; {fleet.failures} failures, {fleet.availability:.3%} available"
         if fleet.joined:
-            text += f"; {fleet.joined} replicas changed to {pool.role}"
+            text += f"; {fleet.joined} replicas changed to {roles[name]}"
         yield Text(text)
 
 

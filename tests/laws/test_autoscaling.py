@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from mist.build import build
 from mist.errors import InputError
-from mist.fleet import Autoscale, Span, mean_replicas, seconds
+from mist.fleet import Span, mean_replicas, seconds
 from mist.pool import PoolSpec
+from mist.scaling import Autoscale
 from mist.simulate import serve
 from mist.slo import SLO
 from mist.workload.traffic import Traffic

@@ -12,12 +12,12 @@ from mist.autoscalers.queue_length import QueueLength
 from mist.autoscalers.slo_attainment import SloAttainment
 from mist.autoscalers.target_utilization import TargetUtilization
 from mist.faults import NO_FAULTS, DrawnFaults, Faults, GivenFaults, Outage
-from mist.fleet import Autoscale
 from mist.handover import GLOBAL, HandoverSpec
 from mist.network import LinkSpec
 from mist.node import ISOLATED, NodeSpec
 from mist.request import RequestClass
 from mist.roles import FIXED_ROLES, QueueRatio, Roles, SwitchRoles
+from mist.scaling import Autoscale
 from mist.speculation import DraftModel, Head, NGram
 from mist.topology import ONE_LINK, Network, Tier, Topology
 from mist.workload.traffic import Loop
