@@ -47,7 +47,7 @@ class Fleet:
         self.on_up: Callable[[int], None] | None = None
         self._now: dict[int, Span] = {index: Span(index, "up", 0.0) for index in self.up}
         self._life = [0] * len(clients)  # tells an event for a replica from one for its predecessor
-        self._then: dict[int, Callable[[], None]] = {}  # once drained
+        self._then: dict[int, Callable[[int], None]] = {}  # once drained, with its index
 
     def count(self, *states: str) -> int:
         return sum(1 for span in self._now.values() if span.state in states)
@@ -67,8 +67,8 @@ class Fleet:
         if state is not None:
             self._now[index] = Span(index, state, now)
 
-    def order(self, startup: float) -> None:
-        """One replica more, in ``startup`` seconds."""
+    def order(self, startup: float) -> int:
+        """One replica more, in ``startup`` seconds; its index."""
         index = next((i for i in range(len(self.clients)) if i not in self._now), len(self.clients))
         if index == len(self.clients):
             self.clients.append(self._start(index))
@@ -78,6 +78,7 @@ class Fleet:
             self._renew(index)
         self._enter(index, "starting")
         self.kernel.after(startup, self._come_up, index, self._life[index])
+        return index
 
     def _renew(self, index: int) -> None:
         self.retired.append(self.clients[index])
@@ -94,8 +95,11 @@ class Fleet:
         for call in held:
             self.kernel.route(call)
 
-    def shrink(self, then: Callable[[], None] | None = None) -> None:
-        """One replica fewer: the one ordered last of those starting, or of those up the one with the least to do."""
+    def shrink(self, then: Callable[[int], None] | None = None) -> None:
+        """One replica fewer: the one ordered last of those starting, or of those up the one with the least to do.
+
+        ``then`` is called with its index once it is released.
+        """
         starting = [span for span in self._now.values() if span.state == "starting"]
         if starting and then is None:
             self._enter(starting[-1].replica, None)
@@ -111,7 +115,7 @@ class Fleet:
         """Release a draining replica if nothing is left on it."""
         if not self.outstanding[index] and self.empty(index) and self.state(index) == "draining":
             self._enter(index, None)
-            self._then.pop(index, _nothing)()
+            self._then.pop(index, _nothing)(index)
 
     def empty(self, index: int) -> bool:
         """Whether its client holds nothing any more."""
@@ -139,7 +143,7 @@ class Fleet:
         return [*self.clients, *self.retired]
 
 
-def _nothing() -> None:
+def _nothing(_index: int) -> None:
     pass
 
 

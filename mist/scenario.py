@@ -107,8 +107,6 @@ class Scenario:
             return
         if len(self.pools) < 2:
             raise InputError("network", self.network.name, "a single pool hands nothing over: it has no effect")
-        if not isinstance(self.roles, FixedRoles):
-            raise InputError("network", self.network.name, "replicas that switch roles have no place of their own")
         self.network.check({name: spec.site() for name, spec in self.pools.items()})
 
     def _check_dynamics(self) -> None:

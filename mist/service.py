@@ -74,7 +74,7 @@ class Service:
             self._elastic(pool, switching=isinstance(roles, SwitchRoles))
         if isinstance(roles, SwitchRoles) and decode is not None:
             assert entry.fleet is not None and decode.fleet is not None
-            Switcher(kernel, roles, entry.fleet, decode.fleet)
+            Switcher(kernel, roles, entry.fleet, decode.fleet, self._moved)
 
     def _client(self, pool: Pool, index: int) -> LLMClient:
         client = self._engine(pool, index)
@@ -136,6 +136,13 @@ class Service:
             return self.link
         assert self._decode is not None
         return self._wires.way((self._entry.name, source), (self._decode.name, sink))
+
+    def _moved(self, role: str, old: int, new: int) -> None:
+        """A replica has changed to a role: it stays where it stands."""
+        if self._wires is not None and self._decode is not None:
+            names = {"prefill": self._entry.name, "decode": self._decode.name}
+            giver = names["decode" if role == "prefill" else "prefill"]
+            self._wires.move((giver, old), (names[role], new))
 
     def _elastic(self, pool: Pool, switching: bool) -> None:
         """A fleet for a pool whose replicas come and go."""

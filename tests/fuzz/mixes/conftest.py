@@ -97,7 +97,7 @@ def any_mix(draw: st.DrawFn) -> Mix:
     switching = SwitchRoles(QueueRatio(2.0, 1.0), 0.05, 0.01)
     trading = groups == 1 and not scaled and draw(st.sampled_from([False, False, True]))
     link = LinkSpec("wire", draw(st.sampled_from([1e6, 1e8])), draw(st.sampled_from([0.0, 1e-4])))
-    if not trading and draw(st.booleans()):
+    if draw(st.booleans()):
         rest |= draw(places())
     return Mix(load, pools, link, handover, roles=switching if trading else FIXED_ROLES, **rest)
 
