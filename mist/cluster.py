@@ -65,6 +65,7 @@ class Cluster:
         self._scalers, self._good = [scaler for scaler in crews if scaler is not None], good
         self.links = {name: Link(kernel, spec) for name, spec in (links or {}).items()}
         devices = _devices(kernel, pools, colocated or {})
+        stands = {name: next(iter(at.shares)) for at in (colocated or {}).values() for name in at.shares}
         self.arrived = self.completed = self.refused = self.lost = 0
         self.ended: Callable[[Request], None] | None = None  # told of every request answered, refused or lost
         self.services = {
@@ -81,6 +82,7 @@ class Cluster:
                 good=good,
                 seed=seed,
                 device=lambda pool, index: devices.get((pool, index)),
+                stands=stands,
             )
             for name, sink in ways.items()
         }

@@ -87,9 +87,7 @@ def _cascade(override: Override, scenario: Scenario) -> str:
     pools, option = _spoken_to(override, scenario)
     if option != ["engine", "cascade_attention"] or override.raw.lower() == "false":
         return ""
-    shared = {name for place in scenario.colocated.values() for name in place.shares}
-    colocated = [spec for name, spec in scenario.pools.items() if name in shared]
-    whys = ["it is not modelled for colocated pools" if spec in colocated else spec.no_cascade for spec in pools]
+    whys = [spec.no_cascade for spec in pools]
     return whys[0] if whys and all(whys) else ""
 
 

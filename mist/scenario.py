@@ -9,10 +9,10 @@ from itertools import islice
 from mist.autoscalers.slo_attainment import SloAttainment
 from mist.clients.host import HostSpec
 from mist.clients.station import StationSpec
-from mist.colocation import Colocation, check_colocations
+from mist.colocation import Colocation, check_beside, check_colocations, check_fates
 from mist.crew import check_crews, servers
 from mist.errors import InputError
-from mist.faults import NO_FAULTS, Faults, NoFaults, check_faults
+from mist.faults import NO_FAULTS, Faults, check_faults
 from mist.handover import GLOBAL, HandoverSpec, check_handover
 from mist.network import LinkSpec
 from mist.places import check_pipeline
@@ -87,8 +87,10 @@ class Scenario:
         self._check_dynamics()
         with at("colocated"):
             check_colocations(self.colocated, self.pools)
-        if self.colocated and not isinstance(self.faults, NoFaults):
-            raise InputError("faults", "given", "failures of colocated replicas are not modelled", ["none"])
+        check_beside(self.colocated, self.pools, self.handover, self.network)
+        check_fates(self.colocated, self.faults)
+        if self.colocated and not isinstance(self.roles, FixedRoles):
+            raise InputError("roles", "switching", "colocated replicas keep their places and roles", ["fixed"])
         try:
             self.slo.check_classes(names)
         except InputError as error:
