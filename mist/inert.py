@@ -35,7 +35,7 @@ def effective(overrides: Sequence[str]) -> list[str]:
 
 def _inert(overrides: Sequence[str], config: Mapping[str, Any] | None) -> Iterator[tuple[Override, str]]:
     looks = {"node": _node, "priority": _priority, "expert_skew": _skew, "hosts": _idle, "link": _link}
-    looks |= {"cascade_attention": _cascade, "passage_tokens": _passages}
+    looks |= {"cascade_attention": _cascade, "passage_tokens": _passages, "corpus": _passages}
     typed = [(override, looks[key]) for override in map(parse, overrides) for key in looks if key in override.address]
     if not typed:
         return
@@ -92,8 +92,13 @@ def _cascade(override: Override, scenario: Scenario) -> str:
 
 
 def _passages(override: Override, scenario: Scenario) -> str:
-    """Why ``workload.passage_tokens`` does not matter; empty if it does."""
-    if override.raw == "null" or any(isinstance(spec.tiers, PassageTiers) for spec in scenario.pools.values()):
+    """Why ``workload.passage_tokens`` or a pipeline's ``corpus`` does not matter; empty if it does."""
+    drawn = override.address[0] == "workload" and override.address[-1] == "corpus"
+    if (
+        drawn
+        or override.raw in {"null", "endless"}
+        or any(isinstance(spec.tiers, PassageTiers) for spec in scenario.pools.values())
+    ):
         return ""
     return "nobody looks for passages; tiers=passages does"
 

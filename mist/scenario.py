@@ -16,7 +16,7 @@ from mist.faults import NO_FAULTS, Faults, check_faults
 from mist.handover import GLOBAL, HandoverSpec, check_handover
 from mist.network import LinkSpec
 from mist.places import check_pipeline
-from mist.plan.stages import CHAT, Pipeline
+from mist.plan.stages import CHAT, Pipeline, names_corpus
 from mist.pool import PoolSpec, check_pools, services
 from mist.price import PriceList
 from mist.roles import FIXED_ROLES, FixedRoles, Roles
@@ -77,11 +77,15 @@ class Scenario:
         for spec in self.pools.values():
             self.price.of(spec.hardware.name)  # told before anything is simulated
         self._check_network()
-        passages = names_passages(self.workload)
+        passages = names_passages(self.workload) or names_corpus(self.pipeline)
         for name, spec in self.pools.items():
             if isinstance(spec.tiers, PassageTiers) and not passages:
                 why = "has no effect: the prompts of this workload do not say which passages they hold"
-                raise InputError(f"pools.{name}.tiers", "PassageTiers", f"{why} (workload=rag_prompts and ragpulse do)")
+                raise InputError(
+                    f"pools.{name}.tiers",
+                    "PassageTiers",
+                    f"{why} (workload=rag_prompts and ragpulse do, a corpus does)",
+                )
         names = class_names(self.workload)
         check_pipeline(self.pipeline, services(self.pools), self.stations, self.hosts, self.links, names)
         self._check_dynamics()

@@ -149,6 +149,8 @@ class Walk:
     def _served(self, thread: Thread, step: Serving, task: Task, started: float) -> None:
         thread.query.visits.append(Visit(step.kind, step.station, task.queued, started, self.kernel.now))
         thread.query.retries += task.retries
+        if step.found:
+            thread.content.find(step.found, thread.context)
         thread.context += step.added
         self._advance(thread)
 

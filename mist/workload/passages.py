@@ -2,7 +2,6 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +55,16 @@ class PassagePrompts:
         return PassagePrompts(self.inputs[:end:keep], self.read[:end:keep], self.system, self.length)
 
 
+def by_popularity(n: int, pieces: int, corpus: int, skew: float, random: np.random.Generator) -> NDArray[np.int64]:
+    """Different passages out of a corpus for each of n prompts, shape [n, pieces]: the r-th in proportion to r^-skew.
+
+    One after another, in proportion to what is left: the largest of log weights with Gumbel noise.
+    """
+    weights = -skew * np.log(np.arange(1, corpus + 1))
+    rows = (weights + random.gumbel(size=corpus) for _ in range(n))
+    return np.array([np.argsort(-row, kind="stable")[:pieces] for row in rows], dtype=np.int64)
+
+
 @dataclass(frozen=True)
 class RagPrompts:
     """A cycle of ``requests`` prompts: a system prompt, passages out of a ``corpus``, and a question.
@@ -100,24 +109,15 @@ class RagPrompts:
         """Its prompts say which passages they hold."""
         return True
 
-    @cached_property
-    def _weights(self) -> NDArray[np.float64]:
-        return -self.skew * np.log(np.arange(1, self.corpus + 1))
-
     def traffic(self, seed: int) -> Traffic:
         """One cycle."""
         n = self.requests
         questions = self.questions.draw(n, stream(seed, "workload.inputs"))
         inputs = self.system + self.pieces * self.piece_tokens + questions
-        read = self._drawn(stream(seed, "workload.passages"))
+        read = by_popularity(n, self.pieces, self.corpus, self.skew, stream(seed, "workload.passages"))
         return Traffic(
             unit_times(self.arrivals.gaps(n, stream(seed, "workload.gaps"))),
             inputs,
             self.outputs.draw(n, stream(seed, "workload.outputs")),
             contents=PassagePrompts(inputs, read, self.system, self.piece_tokens),
         )
-
-    def _drawn(self, random: np.random.Generator) -> NDArray[np.int64]:
-        """Without replacement, in proportion to what is left: the largest of Gumbel-perturbed log weights."""
-        rows = [self._weights + random.gumbel(size=self.corpus) for _ in range(self.requests)]
-        return np.array([np.argsort(-row, kind="stable")[: self.pieces] for row in rows], dtype=np.int64)

@@ -2,16 +2,22 @@
 
 import os
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path as File
 
 import numpy as np
 import pytest
 
 from mist.build import build
+from mist.clients.llm import LLMClient
+from mist.clients.station import DrawnStation
 from mist.compose import compose
 from mist.errors import InputError
 from mist.fetching.always import Always
 from mist.inert import refuse_inert
+from mist.plan.branches import Fork, Path
+from mist.plan.corpus import Corpus
+from mist.plan.stages import Generate, Pipeline, Serve
+from mist.plan.times import Constant
 from mist.scenario import Scenario
 from mist.simulate import serve
 from mist.tiers.passages import PassageTiers
@@ -139,6 +145,43 @@ def test_leaping_equals_stepping(layerwise, pool, drive):
     assert runs[0].clients[0].kv.used == 0
 
 
+SEARCH = {"s": Serve("retrieve", "s", time=Constant(0.01), pieces=3, piece_tokens=Fixed(PIECE), corpus=Corpus(9, 1.0))}
+
+
+def test_what_a_pipeline_finds_in_a_corpus_is_found_again_in_the_store(pool, drive):
+    """One after another: of nine passages three a request, between 10 tokens of its own and an instruction of 8."""
+    pipeline = Pipeline({**SEARCH, "x": Generate(instruction=8)})
+    arrivals, options = [(float(n), 10, 3) for n in range(50)], {"stations": {"s": DrawnStation()}, "cycle": 50}
+    run = drive(pool(tiers=tiers()), arrivals, pipeline=pipeline, **options)
+    plain = drive(pool(), arrivals, pipeline=pipeline, **options)
+    seen, expected = set(), []
+    for request in run.requests:
+        names = {name for name, _ in request.steps[0].found}
+        assert len(names) == 3
+        expected.append(18 + 3 * PIECE - PIECE * len(seen & names) // BLOCK * BLOCK)
+        seen |= names
+    assert [round((r.ttft - 0.011) / TOKEN) for r in run.requests] == expected
+    assert len(seen) == 9
+    assert run.column("prompted").tolist() == plain.column("prompted").tolist() == [18 + 3 * PIECE] * 50
+
+
+def test_branches_of_a_fork_hold_the_passages_of_what_came_before(pool, drive):
+    """The trunk's passages are in every branch, and each branch's own are not in the others."""
+    path = Path({**SEARCH, "y": Generate(output=Fixed(4))}, 2)
+    pipeline = Pipeline({**SEARCH, "f": Fork({"p": path}, carries="one"), "x": Generate()})
+    options = {"stations": {"s": DrawnStation()}, "cycle": 1, "pipeline": pipeline}
+    held = []
+    client = "mist.clients.llm.LLMClient.submit"
+    with pytest.MonkeyPatch.context() as patch:
+        submit = LLMClient.submit
+        patch.setattr(client, lambda self, r: (held.append(r.content.passages()), submit(self, r)))
+        drive(pool(tiers=tiers()), [(0.0, 10, 3)], **options)
+    assert [len(passages) for passages in held] == [6, 6, 6]
+    assert held[0][:3] == held[1][:3] == held[2][:3]
+    assert held[2] in held[:2]
+    assert [passage.begin for passage in held[0]] == [10 + n * PIECE for n in range(6)]
+
+
 def test_popular_passages_are_drawn_in_proportion():
     """Zipf: the r-th in proportion to r^-skew; never twice in a prompt."""
     traffic = RagPrompts(Poisson(), Fixed(5), Fixed(5), 4000, 50, 1.0, 1, 10).traffic(1)
@@ -167,6 +210,8 @@ def test_prompts_share_blocks_only_where_all_before_is_the_same():
             ["workload=rag_prompts", "tiers=passages", "prefix_caching=true", "tiers.tiers.dram.write=evicted"],
             "through",
         ),
+        (["pipeline=rag", "pipeline.stages.rerank.corpus.skew=1"], "corpus without end"),
+        (["pipeline=rag", "pipeline.stages.rerank.corpus.passages=3"], "5 pieces are found"),
         (["workload=rag_prompts", "workload.pieces=9", "workload.corpus=8"], "must hold the 9 passages"),
     ],
 )
@@ -178,7 +223,7 @@ def test_what_cannot_be_is_refused_by_name(words, why):
 @pytest.mark.skipif(not DATA, reason="MIST_DATA names no folder of traces")
 def test_ragpulse_finds_the_passages_that_were_read_before():
     """Of every fourth request, at a rate so low that hardly any two meet, with an endless store."""
-    path = Path(DATA or "") / "traces/ragpulse/0_trace.jsonl"
+    path = File(DATA or "") / "traces/ragpulse/0_trace.jsonl"
     words = ["workload=ragpulse", f"workload.path={path}", "workload.passage_tokens=330", "slo=none", "window.warmup=0"]
     words += [
         "window.drain=true",
@@ -198,7 +243,18 @@ def test_ragpulse_finds_the_passages_that_were_read_before():
 
 @pytest.mark.skipif(not DATA, reason="MIST_DATA names no folder of traces")
 def test_a_length_that_nobody_looks_at_is_refused():
-    path = Path(DATA or "") / "traces/ragpulse/0_trace.jsonl"
+    path = File(DATA or "") / "traces/ragpulse/0_trace.jsonl"
     words = ["workload=ragpulse", f"workload.path={path}", "workload.passage_tokens=330", "slo=none"]
     with pytest.raises(InputError, match="nobody looks for passages"):
         refuse_inert(words, compose(words))
+
+
+def test_a_corpus_that_nobody_looks_into_is_refused():
+    words = ["pipeline=rag", "pipeline.stages.rerank.corpus=ragpulse"]
+    with pytest.raises(InputError, match="nobody looks for passages"):
+        refuse_inert(words, compose(words))
+    words += ["llm.prefix_caching=true", "llm.tiers=passages"]
+    refuse_inert(words, compose(words))
+    refuse_inert(
+        ["workload=rag_prompts", "workload.corpus=50"], compose(["workload=rag_prompts", "workload.corpus=50"])
+    )
