@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mist.build import build
+from mist.colocation import Colocation
 from mist.compose import compose
 from mist.errors import InputError
 from mist.inert import refuse_inert
@@ -115,6 +116,17 @@ def test_leaping_equals_stepping(blocks, overhead, pool, drive):
     assert fast.clients[0].leaps < slow.clients[0].leaps
     assert fast.clients[0].preemptions == slow.clients[0].preemptions
     assert (fast.clients[0].preemptions > 0) == (blocks < 1000)
+
+
+def test_on_shared_devices_too(pool, drive):
+    path = Path({"x": Generate("a", output=Fixed(60))}, 24)
+    pipeline = Pipeline({"f": Fork({"p": path}, carries="none"), "y": Generate("b", output=Fixed(30))})
+    options = {"pipeline": pipeline, "cycle": 3, "colocated": {"gpu": Colocation({"a": 1.0, "b": 1.7})}}
+    arrivals = [(0.0, 1001, 1), (0.8, 700, 1), (0.9 + FIRST, 900, 1)]
+    fast, slow = (drive({"a": pool(), "b": pool()}, arrivals, one_by_one=slow, **options) for slow in (False, True))
+    assert fast.column("finished") == pytest.approx(slow.column("finished"), rel=1e-9)
+    assert fast.clients[0].cascade == slow.clients[0].cascade
+    assert fast.clients[0].cascade.steps > 0
 
 
 def test_what_is_shared_is_what_all_tables_begin_with(pool, drive):

@@ -98,6 +98,26 @@ def test_nothing_is_lost_or_done_twice(seed, serve):
     assert not station.turns and not station.queue
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_fails_batches_end_once_and_in_whole(seed, serve, sheet):
+    """Random batches, waits and outages: every task is done once, and no server runs two batches at a time."""
+    random = np.random.default_rng(seed)
+    servers, most = int(random.integers(1, 4)), int(random.integers(1, 6))
+    spec = reader(sheet, servers=servers, max_batch=most, max_wait=float(random.choice([0.0, 0.2])) * (most > 1))
+    time = serve([0.0], replace(spec, servers=1, max_wait=0.0), pipeline=READ).cluster.stations["s"].busy
+    ends = [np.cumsum(random.exponential(6 * time, 10)).tolist() for _ in range(servers)]
+    outages = [(a, b - a, s) for s in range(servers) for a, b in zip(ends[s][::2], ends[s][1::2], strict=True)]
+    arrivals = np.cumsum(random.exponential(time / servers, 60)).tolist()
+    run = serve(arrivals, spec, given(*outages, retries=99), pipeline=READ)
+    station = run.cluster.stations["s"]
+    assert station.tasks == run.cluster.completed == 60
+    assert all(finished > started >= queued for queued, started, finished in _embedded(run))
+    spans = sorted({(started, finished) for _, started, finished in _embedded(run)})
+    assert all(sum(a <= begin < b for a, b in spans) <= servers for begin, _ in spans)
+    assert station.server.batches.worked()[1] == pytest.approx(station.busy)
+    assert not station.turns and station.free == servers
+
+
 def test_a_crew_that_stays_is_a_station(serve):
     """To the last bit, batches and waits included."""
     arrivals = np.cumsum(np.random.default_rng(1).exponential(0.3, 150)).tolist()
