@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 
 from mist.clients.colocated import SharedDevice
 from mist.clients.host import Host, HostSpec
-from mist.clients.station import Station, StationSpec
+from mist.clients.station import StationSpec
 from mist.colocation import Colocation
+from mist.crew import CrewedStation, station
 from mist.faults import NO_FAULTS, Faults
 from mist.handover import GLOBAL, HandoverSpec
 from mist.kernel import Kernel
@@ -59,9 +60,14 @@ class Cluster:
                 self.pools[name].part = 1 / len(colocation.shares)
         self.wires = Wires(kernel, network, sites) if isinstance(network, Topology) else None
         self.hosts = {name: Host(kernel, name, spec) for name, spec in (hosts or {}).items()}
-        self.stations = {name: Station(kernel, name, spec, self.hosts) for name, spec in (stations or {}).items()}
+        self.stations = {
+            name: station(kernel, name, spec, self.hosts, faults, seed) for name, spec in (stations or {}).items()
+        }
+        crews = [at.scaler for at in self.stations.values() if isinstance(at, CrewedStation)]
+        self._scalers, self._good = [scaler for scaler in crews if scaler is not None], good
         self.links = {name: Link(kernel, spec) for name, spec in (links or {}).items()}
         devices = _devices(kernel, pools, colocated or {})
+        stands = {name: next(iter(at.shares)) for at in (colocated or {}).values() for name in at.shares}
         self.arrived = self.completed = self.refused = self.lost = 0
         self.ended: Callable[[Request], None] | None = None  # told of every request answered, refused or lost
         self.services = {
@@ -78,6 +84,7 @@ class Cluster:
                 good=good,
                 seed=seed,
                 device=lambda pool, index: devices.get((pool, index)),
+                stands=stands,
             )
             for name, sink in ways.items()
         }
@@ -98,8 +105,8 @@ class Cluster:
         """Energy drawn by everything so far."""
         now = self.kernel.now
         drawn = sum(pool.joules(now) for pool in self.pools.values())
-        for station in self.stations.values():
-            drawn += station.server.joules(now)
+        for at in self.stations.values():
+            drawn += at.joules(now)
         for host in self.hosts.values():
             drawn += host.joules(now)
         return drawn
@@ -159,6 +166,9 @@ class Cluster:
             self.completed += 1
         for service in self.services.values():
             service.judge(query)
+        for scaler in self._scalers:
+            scaler.ended += 1
+            scaler.good += not query.lost and self._good(query)
         self._tell(query)
 
 

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mist.errors import InputError
-from mist.fleet import Fixed
+from mist.faults import Faults, GivenFaults
+from mist.handover import HandoverSpec
 from mist.perf.footprint import block_bytes, device_weights
 from mist.pool import PoolSpec
+from mist.scaling import Fixed
+from mist.topology import Network, Topology
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Colocation:
     its weights and its ``kv_blocks``; together no more than there is. Time: ``shares`` says whose step
     goes on at which part of the device while the others are in a step too; with ``turns=priority`` those with the
     largest share go first and the others wait (see mist.clients.colocated). The devices are paid for once, each pool
-    an equal part.
+    an equal part. They fail with all that is on them: outages are those of the first pool.
     """
 
     shares: Mapping[str, float]
@@ -32,6 +35,30 @@ class Colocation:
                 raise InputError(f"shares.{name}", share, "must be positive")
         if self.turns == "priority" and len(set(self.shares.values())) == 1:
             raise InputError("turns", "priority", "has no effect: all shares are equal")
+
+
+def check_beside(
+    colocated: Mapping[str, Colocation], pools: Mapping[str, PoolSpec], handover: HandoverSpec, network: Network
+) -> None:
+    """InputError where colocated pools hand over in a way that does not go with shared devices."""
+    paired = {name for at in colocated.values() for name in at.shares if pools[name].role != "both"}
+    if paired and handover.layerwise:
+        why = "colocated pools hand over whole caches: how far a step is that shares its device is known at its end"
+        raise InputError("handover.layerwise", "true", why, ["false"])
+    if colocated and isinstance(network, Topology):
+        told = ", ".join(name for at in colocated.values() for name in at.shares)
+        why = f"colocated pools ({told}) have one place, not one each"
+        raise InputError("network", network.name, why, ["one_link"])
+
+
+def check_fates(colocated: Mapping[str, Colocation], faults: Faults) -> None:
+    """InputError for an outage of devices by another name than that of the first pool on them."""
+    for name, outage in faults.outage.items() if isinstance(faults, GivenFaults) else ():
+        for at in colocated.values():
+            first = next(iter(at.shares))
+            if outage.pool in at.shares and outage.pool != first:
+                why = f"stands on the devices of {first}, which fail with all that is on them: name that"
+                raise InputError(f"faults.outage.{name}.pool", outage.pool, why, [first])
 
 
 def check_colocations(colocated: Mapping[str, Colocation], pools: Mapping[str, PoolSpec]) -> None:
@@ -52,13 +79,12 @@ def check_colocations(colocated: Mapping[str, Colocation], pools: Mapping[str, P
 
 
 def _check_kind(where: str, spec: PoolSpec) -> None:
-    """Only engines whose steps follow each other, and that neither come nor go."""
-    limits = {"role": spec.role == "both", "pp": spec.pp == 1, "speculation": not spec.speculation.tokens}
-    limits["autoscaler"] = isinstance(spec.autoscaler, Fixed)
-    for field, fine in limits.items():
-        if not fine:
-            value = spec.speculation.name if field == "speculation" else getattr(spec, field)
-            raise InputError(where, f"{field}={value}", "is not modelled for colocated pools")
+    """Only engines whose steps follow each other, as many as there are devices for."""
+    if spec.pp > 1:
+        raise InputError(where, f"pp={spec.pp}", "is not modelled for colocated pools: stages would share one by one")
+    if not isinstance(spec.autoscaler, Fixed):
+        why = "is not modelled for colocated pools: one's replicas would come and go without the others'"
+        raise InputError(where, f"autoscaler={type(spec.autoscaler).__name__.lower()}", why)
 
 
 def _check_alike(place: str, members: Mapping[str, PoolSpec]) -> None:

@@ -3,67 +3,13 @@
 from bisect import insort
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import fsum
-from typing import Protocol
+from typing import Any
 
-from mist.clients.llm import LLMClient
-from mist.errors import InputError
 from mist.kernel import Kernel
-from mist.policy import Autoscaler, PoolView
+from mist.policy import PoolView
+from mist.scaling import Autoscale
 from mist.spans import Span
-from mist.units import Seconds
-
-
-class Scaling(Protocol):
-    """How the number of a pool's replicas comes about."""
-
-    def check(self, replicas: int) -> None:
-        """InputError unless a pool may begin with this many."""
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """As many replicas as the pool is given, always."""
-
-    def check(self, replicas: int) -> None:
-        """Any number will do."""
-
-
-FIXED = Fixed()
-
-
-@dataclass(frozen=True)
-class Autoscale:
-    """A policy looks at the pool every ``interval`` and says how many replicas it wants.
-
-    A replica costs from its order on, is up ``startup`` later, takes no new requests once it is to go, and is
-    paid until its last request has left. The pool shrinks no further than to the largest number wanted
-    within ``stabilization`` (Kubernetes, "Horizontal Pod Autoscaling", stabilization window).
-    """
-
-    policy: Autoscaler
-    startup: Seconds
-    interval: Seconds
-    stabilization: Seconds
-    min_replicas: int = 1
-    max_replicas: int = 8
-
-    def __post_init__(self) -> None:
-        if self.min_replicas < 0:
-            raise InputError("min_replicas", self.min_replicas, "must not be negative")
-        if self.max_replicas < max(self.min_replicas, 1):
-            raise InputError("max_replicas", self.max_replicas, f"must be at least {max(self.min_replicas, 1)}")
-        if not self.interval > 0:
-            raise InputError("interval", self.interval, "must be positive")
-        for field in ("startup", "stabilization"):
-            if getattr(self, field) < 0:
-                raise InputError(field, getattr(self, field), "must not be negative")
-
-    def check(self, replicas: int) -> None:
-        if not self.min_replicas <= replicas <= self.max_replicas:
-            bounds = f"min_replicas = {self.min_replicas} and max_replicas = {self.max_replicas}"
-            raise InputError("replicas", replicas, f"a pool begins within its autoscaler's {bounds}")
 
 
 class Fleet:
@@ -71,19 +17,20 @@ class Fleet:
 
     An index is given again once its replica is released; every start is a new, empty client. ``spans`` is the
     whole history: what is rented, by whom it could be served and how long it was out of order follow from it.
+    ``clients`` are engines; the servers of a station are none (see mist/crew.py).
     """
 
     def __init__(
         self,
         kernel: Kernel,
-        clients: list[LLMClient],
+        clients: list[Any],
         outstanding: list[int],
-        start: Callable[[int], LLMClient],
+        start: Callable[[int], Any],
     ) -> None:
         self.kernel, self.clients, self.outstanding, self._start = kernel, clients, outstanding, start
         self.up = list(range(len(clients)))  # ascending
         self.held: deque[Callable[[], None]] = deque()  # until a replica comes up
-        self.retired: list[LLMClient] = []
+        self.retired: list[Any] = []
         self.spans: list[Span] = []
         self.failures = 0
         self.joined = 0  # replicas taken over from another role
@@ -91,7 +38,7 @@ class Fleet:
         self.fetching: Callable[[], int] = int  # requests in no line, since their caches are on the way
         self._now: dict[int, Span] = {index: Span(index, "up", 0.0) for index in self.up}
         self._life = [0] * len(clients)  # tells an event for a replica from one for its predecessor
-        self._then: dict[int, Callable[[], None]] = {}  # once drained
+        self._then: dict[int, Callable[[int], None]] = {}  # once drained, with its index
 
     def count(self, *states: str) -> int:
         return sum(1 for span in self._now.values() if span.state in states)
@@ -111,8 +58,8 @@ class Fleet:
         if state is not None:
             self._now[index] = Span(index, state, now)
 
-    def order(self, startup: float) -> None:
-        """One replica more, in ``startup`` seconds."""
+    def order(self, startup: float) -> int:
+        """One replica more, in ``startup`` seconds; its index."""
         index = next((i for i in range(len(self.clients)) if i not in self._now), len(self.clients))
         if index == len(self.clients):
             self.clients.append(self._start(index))
@@ -122,6 +69,7 @@ class Fleet:
             self._renew(index)
         self._enter(index, "starting")
         self.kernel.after(startup, self._come_up, index, self._life[index])
+        return index
 
     def _renew(self, index: int) -> None:
         self.retired.append(self.clients[index])
@@ -138,8 +86,11 @@ class Fleet:
         for call in held:
             self.kernel.route(call)
 
-    def shrink(self, then: Callable[[], None] | None = None) -> None:
-        """One replica fewer: the one ordered last of those starting, or of those up the one with the least to do."""
+    def shrink(self, then: Callable[[int], None] | None = None) -> None:
+        """One replica fewer: the one ordered last of those starting, or of those up the one with the least to do.
+
+        ``then`` is called with its index once it is released.
+        """
         starting = [span for span in self._now.values() if span.state == "starting"]
         if starting and then is None:
             self._enter(starting[-1].replica, None)
@@ -153,10 +104,13 @@ class Fleet:
 
     def settle(self, index: int) -> None:
         """Release a draining replica if nothing is left on it."""
-        empty = not self.outstanding[index] and not self.clients[index].kv.used
-        if empty and self.state(index) == "draining":
+        if not self.outstanding[index] and self.empty(index) and self.state(index) == "draining":
             self._enter(index, None)
-            self._then.pop(index, _nothing)()
+            self._then.pop(index, _nothing)(index)
+
+    def empty(self, index: int) -> bool:
+        """Whether its client holds nothing any more."""
+        return not self.clients[index].kv.used
 
     def fail(self, index: int, repair: float) -> None:
         """The replica is gone with all it held; another one is up in its place ``repair`` seconds later."""
@@ -175,12 +129,12 @@ class Fleet:
         until = self.kernel.now if now is None else now
         return [*self.spans, *(span._replace(until=until) for span in self._now.values())]
 
-    def everybody(self) -> list[LLMClient]:
+    def everybody(self) -> list[Any]:
         """Every client there has been."""
         return [*self.clients, *self.retired]
 
 
-def _nothing() -> None:
+def _nothing(_index: int) -> None:
     pass
 
 

@@ -33,6 +33,7 @@ class HardwareSpec:
     power: Watts  # at full load
     idle_power: Watts  # with no process on the device
     cores: int = 0  # of a CPU, over which its peaks are spread; an accelerator is not shared by the core
+    multiprocessors: int = 0  # of a GPU whose engines have FlashAttention kernels; 0: not known, or of no account
     tables: str = ""  # of operators timed on it: a folder of the package's, a path with / of yours; empty: none
 
     def __post_init__(self) -> None:
@@ -51,6 +52,8 @@ class HardwareSpec:
             raise InputError("idle_power", self.idle_power, f"more than full power, {self.power:g} W")
         if self.cores < 0 or (self.cores and self.kind != "cpu"):
             raise InputError("cores", self.cores, "must not be negative" if self.cores < 0 else "only a CPU has them")
+        if self.multiprocessors < 0:
+            raise InputError("multiprocessors", self.multiprocessors, "must not be negative")
         if self.scale_up_devices < 1:
             raise InputError("scale_up_devices", self.scale_up_devices, "must be at least 1")
 

@@ -17,6 +17,7 @@ from mist.perf.profile import Profile
 from mist.pool import PoolSpec
 from mist.scenario import Scenario
 from mist.schedulers.guaranteed_no_evict import GuaranteedNoEvict
+from mist.tiers.passages import PassageTiers
 from mist.tiers.spec import tiers_of
 from mist.topology import Topology
 
@@ -49,6 +50,7 @@ def _inert(overrides: Sequence[str], config: Mapping[str, Any] | None) -> Iterat
     looks = {
         "tiers": _tier, "node": _node, "priority": _priority, "expert_skew": _skew, "hosts": _idle, "link": _link,
         "kernel_factor": _factor, "preemption": _preemption, "swap_space": _preemption,
+        "cascade_attention": _cascade, "passage_tokens": _passages, "corpus": _passages,
     }  # fmt: skip
     looks |= dict.fromkeys((*OVERHEADS, *TIMED), _engine)
     typed = [(override, looks[key]) for override in map(parse, overrides) for key in looks if key in override.address]
@@ -115,6 +117,27 @@ def _priority(override: Override, scenario: Scenario) -> str:
     if any(getattr(spec.scheduler, "policy", "") == "priority" for spec in scenario.pools.values()):
         return ""
     return "no scheduler looks at it; scheduler=vllm_v1 scheduler.policy=priority does"
+
+
+def _cascade(override: Override, scenario: Scenario) -> str:
+    """Why ``[pool.]engine.cascade_attention`` does not matter; empty if it does."""
+    pools, option = _spoken_to(override, scenario)
+    if option != ["engine", "cascade_attention"] or override.raw.lower() == "false":
+        return ""
+    whys = [spec.no_cascade for spec in pools]
+    return whys[0] if whys and all(whys) else ""
+
+
+def _passages(override: Override, scenario: Scenario) -> str:
+    """Why ``workload.passage_tokens`` or a pipeline's ``corpus`` does not matter; empty if it does."""
+    drawn = override.address[0] == "workload" and override.address[-1] == "corpus"
+    if (
+        drawn
+        or override.raw in {"null", "endless"}
+        or any(isinstance(spec.tiers, PassageTiers) for spec in scenario.pools.values())
+    ):
+        return ""
+    return "nobody looks for passages; tiers=passages does"
 
 
 def _skew(override: Override, scenario: Scenario) -> str:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from mist.clients.cascading import CascadeUse
+from mist.fleet_report import FleetReport
 from mist.memory.prefix import PrefixUse
 from mist.memory.swap import SwapUse
 from mist.request import Request
@@ -97,20 +99,6 @@ class SpeculationReport:
 
 
 @dataclass(frozen=True)
-class FleetReport:
-    """Replicas that came and went: what was paid for, from order to release, and what could serve."""
-
-    replica_seconds: float  # paid for, over the whole run
-    up_seconds: float  # of those, able to serve
-    mean_replicas: float  # paid for in the window, on average over time
-    fewest: int  # paid for at once, over the whole run
-    most: int
-    failures: int
-    availability: float  # share of the time from first up to release that replicas were not out of order
-    joined: int  # replicas taken over from the other role
-
-
-@dataclass(frozen=True)
 class PoolReport:
     """What one pool is and how busy it was, over the whole run."""
 
@@ -139,6 +127,7 @@ class PoolReport:
     prefix: PrefixUse | None = None  # with prefix caching
     swap: SwapUse | None = None  # with preemption by swap
     tiers: TiersUse | None = None  # with tiers behind the devices
+    cascade: CascadeUse | None = None  # with cascade attention
     step_time_sources: Mapping[str, float] | None = None  # share of step time by how it is known; empty if unknown
 
 

@@ -4,15 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mist import __version__
+from mist.clients.cascading import CascadeUse, CascadingClient
 from mist.clients.speculative import SpeculativeClient
 from mist.cluster import Cluster
+from mist.fleet_report import fleet_report
 from mist.memory.choice import prefix_use, swap_use
 from mist.metrics import (
     METRICS,
     Check,
     ClassReport,
     Counts,
-    FleetReport,
     PoolReport,
     Result,
     SpeculationReport,
@@ -32,7 +33,6 @@ from mist.replicas import Pool
 from mist.request import Request
 from mist.scenario import Scenario
 from mist.slo import SLO
-from mist.spans import mean_replicas, paid, seconds
 from mist.stage_times import stage_reports
 from mist.station_report import host_report, station_report
 from mist.steady import steady_notes
@@ -74,7 +74,10 @@ def outcome(  # noqa: PLR0917
     held = 3600 / length if verdict == "ok" else 0.0
     pools = {name: _pool(scenario, pool, kernel.now, window, requests) for name, pool in cluster.pools.items()}
     dollars = sum(pool.dollars_per_hour for pool in pools.values())
-    stations = {n: station_report(s, scenario.price, kernel.now) for n, s in cluster.stations.items()}
+    stations = {
+        n: station_report(s, scenario.price, kernel.now, (window.start, window.end))
+        for n, s in cluster.stations.items()
+    }
     hosts = {name: host_report(host, scenario.price, kernel.now) for name, host in cluster.hosts.items()}
     dollars += sum(station.dollars_per_hour for station in stations.values())
     dollars += sum(host.dollars_per_hour for host in hosts.values())
@@ -161,7 +164,7 @@ def _counts(requests: Sequence[Request]) -> Counts:
 def _pool(scenario: Scenario, pool: Pool, elapsed: float, window: Observed, requests: Sequence[Request]) -> PoolReport:
     spec, clients, drawn = pool.spec, pool.everybody, pool.joules(elapsed)
     degrees = {"tp": spec.tp, "pp": spec.pp, "dp": spec.dp, "ep": spec.ep}
-    fleet = _fleet(pool, window)
+    fleet = None if pool.fleet is None else fleet_report(pool.fleet, window.start, window.end)
     replicas = spec.replicas if fleet is None else fleet.mean_replicas
     up_seconds = spec.replicas * elapsed if fleet is None else fleet.up_seconds
     rented = spec.devices * elapsed if fleet is None else spec.replica.devices * fleet.replica_seconds
@@ -191,6 +194,7 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float, window: Observed, requ
         fleet=fleet,
         prefix=prefix_use([client.kv for client in clients]),
         swap=swap_use([client.kv for client in clients]),
+        cascade=_cascade(pool),
         tiers=pool.fetches.use() if pool.fetches is not None else None,
         step_time_sources=_sources(pool, requests),
     )
@@ -217,25 +221,6 @@ def _sources(pool: Pool, requests: Sequence[Request]) -> dict[str, float]:
     return shares(pool.stages, each)
 
 
-def _fleet(pool: Pool, window: Observed) -> FleetReport | None:
-    if pool.fleet is None:
-        return None
-    spans = pool.fleet.history()
-    lasting = pool.fleet.history(max(pool.fleet.kernel.now, window.end))
-    up, failed = seconds(spans, "up", "draining"), seconds(spans, "failed")
-    counts = [count for _, count in paid(lasting)][:-1]  # the last is when the run ends
-    return FleetReport(
-        replica_seconds=seconds(spans),
-        up_seconds=up,
-        mean_replicas=mean_replicas(lasting, window.start, window.end),
-        fewest=min(counts),
-        most=max(counts),
-        failures=pool.fleet.failures,
-        availability=up / (up + failed) if up + failed else 1.0,
-        joined=pool.fleet.joined,
-    )
-
-
 def _speculation(pool: Pool) -> SpeculationReport | None:
     drafts = pool.spec.speculation
     if not drafts.tokens:
@@ -247,6 +232,11 @@ def _speculation(pool: Pool) -> SpeculationReport | None:
     return SpeculationReport(
         drafts.name, drafts.tokens, drafted, accepted, accepted / max(drafted, 1), 1 + accepted / max(verifications, 1)
     )
+
+
+def _cascade(pool: Pool) -> CascadeUse | None:
+    uses = [client.cascade for client in pool.everybody if isinstance(client, CascadingClient)]
+    return CascadeUse(sum(u.steps for u in uses), sum(u.spared_tokens for u in uses)) if uses else None
 
 
 def _named(scheduler: Scheduler) -> str:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
+from mist.clients.cascading import no_cascade
 from mist.clients.speculative import check_speculation
 from mist.drafting import DraftedLoad, DraftedSteps, drafting_replica
 from mist.errors import InputError
-from mist.fleet import FIXED, Autoscale, Scaling
 from mist.hardware import HardwareSpec
 from mist.memory.choice import SWAP_SPACE, Preemption, check_memory
 from mist.memory.swap import HostMemory
@@ -23,6 +23,7 @@ from mist.perf.power import LINEAR, LinearPower, Power
 from mist.perf.profile import check_profile
 from mist.perf.stages import stages
 from mist.policy import Router, Scheduler
+from mist.scaling import FIXED, Autoscale, Scaling
 from mist.speculation import OFF, Speculation
 from mist.tiers.prediction import Layout
 from mist.tiers.spec import NO_TIERS, DrawnTiers, NoTiers, StoredTiers, Tiers
@@ -167,6 +168,12 @@ class PoolSpec:
         beside = drafts.drafter(model), drafts.weight_bytes(model)
         computed = kv_blocks(self.replica, self.scheduler.token_budget, rows, *beside)
         return (computed if self.kv_blocks is None else self.kv_blocks) - self.engine.reserved_blocks
+
+    @property
+    def no_cascade(self) -> str:
+        """Why it reads no common prefix once where its engine would; empty if it does."""
+        drafts = self.speculation.tokens
+        return no_cascade(self.replica, self.perf, prefix_caching=self.prefix_caching, role=self.role, drafts=drafts)
 
     def host(self) -> HostMemory | None:
         """Where preempted requests wait; None where they are computed again."""

@@ -1,6 +1,6 @@
 """A request: how far it has come, and when each stage happened."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from enum import StrEnum
 from math import inf
 from typing import Final, NamedTuple, Protocol, runtime_checkable
@@ -28,6 +28,22 @@ class Content(Protocol):
 
     def key(self, block: int, block_tokens: int) -> Hashable:
         """Equal for two requests if and only if their tokens up to the end of this block are the same."""
+
+
+class Passage(NamedTuple):
+    """Part of a prompt that others may hold elsewhere: what it is, where it begins and how long it is, tokens."""
+
+    name: Hashable
+    begin: int
+    tokens: int
+
+
+@runtime_checkable
+class Passaged(Protocol):
+    """Content that says which passages it holds."""
+
+    def passages(self) -> Sequence[Passage]:
+        """In the order of the prompt."""
 
 
 @runtime_checkable

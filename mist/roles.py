@@ -1,6 +1,6 @@
 """Replicas that change between prefill and decode as the load asks for."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -89,8 +89,16 @@ class SwitchRoles:
 class Switcher:
     """Carries out a role policy on the two fleets."""
 
-    def __init__(self, kernel: Kernel, spec: SwitchRoles, prefill: Fleet, decode: Fleet) -> None:
-        self.kernel, self.spec = kernel, spec
+    def __init__(
+        self,
+        kernel: Kernel,
+        spec: SwitchRoles,
+        prefill: Fleet,
+        decode: Fleet,
+        moved: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        """``moved`` is told of every change: to which role, and the index a replica had and has."""
+        self.kernel, self.spec, self.moved = kernel, spec, moved
         self.fleets = {"prefill": prefill, "decode": decode}
         kernel.after(spec.interval, self._tick)
 
@@ -104,9 +112,14 @@ class Switcher:
         towards = self.spec.policy.towards(*(self._view(fleet) for fleet in self.fleets.values()))
         for role, giver in self.fleets.items():
             if towards and role != towards and len(giver.up) > self.spec.min_replicas:
-                taker = self.fleets[towards]
-                taker.joined += 1
-                giver.shrink(then=partial(taker.order, self.spec.delay))
+                self.fleets[towards].joined += 1
+                giver.shrink(then=partial(self._change, towards))
+
+    def _change(self, role: str, index: int) -> None:
+        """A replica, released from the other role, takes this one."""
+        new = self.fleets[role].order(self.spec.delay)
+        if self.moved is not None:
+            self.moved(role, index, new)
 
     def _view(self, fleet: Fleet) -> RoleView:
         live = [fleet.clients[index] for index in fleet.up]

@@ -9,26 +9,28 @@ from itertools import islice
 from mist.autoscalers.slo_attainment import SloAttainment
 from mist.clients.host import HostSpec
 from mist.clients.station import StationSpec
-from mist.colocation import Colocation, check_colocations
+from mist.colocation import Colocation, check_beside, check_colocations, check_fates
+from mist.crew import check_crews, servers
 from mist.errors import InputError
-from mist.faults import NO_FAULTS, Faults, NoFaults, check_faults
-from mist.fleet import Autoscale, Fixed
+from mist.faults import NO_FAULTS, Faults, check_faults
 from mist.handover import GLOBAL, HandoverSpec, check_handover
 from mist.network import LinkSpec
 from mist.places import check_pipeline
-from mist.plan.stages import CHAT, Pipeline
+from mist.plan.stages import CHAT, Pipeline, names_corpus
 from mist.pool import PoolSpec
 from mist.price import PriceList
 from mist.roles import FIXED_ROLES, FixedRoles, Roles
 from mist.routers.prefix_aware import PrefixAware
+from mist.scaling import Autoscale, Fixed
 from mist.slo import SLO
 from mist.station_report import host_dollars, station_dollars
 from mist.tiers.checks import check_decoded, check_hung
+from mist.tiers.passages import PassageTiers
 from mist.tiers.prices import tier_dollars
 from mist.tiers.spec import DrawnTiers, StoredTiers, tiers_of
 from mist.topology import ONE_LINK, Network, Topology
 from mist.ways import check_pools, services
-from mist.workload.traffic import Workload, class_names, class_priorities
+from mist.workload.traffic import Workload, class_names, class_priorities, names_passages
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,10 @@ class Scenario:
         self._check_dynamics()
         with at("colocated"):
             check_colocations(self.colocated, self.pools)
-        if self.colocated and not isinstance(self.faults, NoFaults):
-            raise InputError("faults", "given", "failures of colocated replicas are not modelled", ["none"])
+        check_beside(self.colocated, self.pools, self.handover, self.network)
+        check_fates(self.colocated, self.faults)
+        if self.colocated and not isinstance(self.roles, FixedRoles):
+            raise InputError("roles", "switching", "colocated replicas keep their places and roles", ["fixed"])
         try:
             self.slo.check_classes(names)
         except InputError as error:
@@ -120,14 +124,17 @@ class Scenario:
         if not any(services(self.pools).values()) and not hung:
             why = "no pool hands anything over, and no tier of KV hangs in it (at): it has no effect"
             raise InputError("network", self.network.name, why)
-        if not isinstance(self.roles, FixedRoles):
-            raise InputError("network", self.network.name, "replicas that switch roles have no place of their own")
         self.network.check({name: spec.site() for name, spec in self.pools.items()})
 
     def _check_tiers(self) -> None:
         sinks = services(self.pools)
+        passages = names_passages(self.workload) or names_corpus(self.pipeline)
         for name, spec in self.pools.items():
             with at(f"pools.{name}"):
+                if isinstance(spec.tiers, PassageTiers) and not passages:
+                    why = "has no effect: the prompts of this workload do not say which passages they hold"
+                    why = f"{why} (workload=rag_prompts and ragpulse do, a corpus does)"
+                    raise InputError("tiers", "PassageTiers", why)
                 check_hung(spec.tiers, self.network, spec.node)
                 self._check_ahead(spec, self.pools.get(sinks.get(name) or ""))
 
@@ -165,8 +172,10 @@ class Scenario:
             self.roles.check(alike, paired)
         with at("handover"):
             check_handover(self.handover, paired, not scaled and not switching)
+        check_crews(self.stations, self.pools, self.faults, self.slo)
         with at("faults"):
-            check_faults(self.faults, fixed, replicas)
+            fixed |= servers(self.stations, fixed=True)
+            check_faults(self.faults, fixed, replicas | servers(self.stations, fixed=False))
 
     def _paired(self) -> dict[str, int]:
         """Replicas of the pools that hand over and take over; of any one pool where there are none."""

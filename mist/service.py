@@ -1,25 +1,33 @@
 """The way of a request through the pools of one model."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import cast
 
-from mist.clients.colocated import ColocatedClient, SharedDevice
+from mist.clients.cascading import CascadingClient, LeapLoad
+from mist.clients.colocated import (
+    ColocatedCascadingClient,
+    ColocatedClient,
+    ColocatedSpeculativeClient,
+    SharedDevice,
+)
 from mist.clients.leaping import LeapingClient
 from mist.clients.llm import LLMClient
 from mist.clients.pipeline import PipelineClient
 from mist.clients.speculative import SpeculativeClient
 from mist.clients.stages import Stages
 from mist.faults import NO_FAULTS, Faults, NoFaults
-from mist.fleet import Autoscale, Fleet, Scaler
+from mist.fleet import Fleet, Scaler
 from mist.handover import GLOBAL, Handovers, HandoverSpec, Wire
 from mist.kernel import Kernel
 from mist.memory.choice import make_pool
 from mist.network import Link, LinkSpec
+from mist.perf.cascade import CascadeLoad, CascadeRule
 from mist.replicas import Pool
 from mist.request import Request, Stage, Visit
 from mist.roles import FIXED_ROLES, Roles, Switcher, SwitchRoles
+from mist.scaling import Autoscale
 from mist.tiers.fetches import Fetches
 from mist.tiers.spec import DrawnTiers, StoredTiers
 from mist.topology import Wires
@@ -34,7 +42,8 @@ class Service:
     """Moves requests through one model's pools: one for prefill and decode, or one for each and a link.
 
     ``ended`` is called with every request that is finished or lost; ``good`` tells an autoscaler whether a request
-    kept its SLO (see ``judge``); ``seed`` is of the faults. ``device`` says what a replica shares with other pools'.
+    kept its SLO (see ``judge``); ``seed`` is of the faults. ``device`` says what a replica shares with other pools',
+    ``stands`` on whose devices a pool stands, and with whom it fails, if on another's.
     """
 
     def __init__(
@@ -52,8 +61,9 @@ class Service:
         good: Callable[[Request], bool] = bool,
         seed: int = 0,
         device: Callable[[str, int], SharedDevice | None] = alone,
+        stands: Mapping[str, str] | None = None,
     ) -> None:
-        self.kernel, self._seed, self._device = kernel, seed, device
+        self.kernel, self._seed, self._device, self._stands = kernel, seed, device, stands or {}
         self.pools = (entry,) if decode is None else (entry, decode)
         self.link = Link(kernel, link) if link is not None else None
         self.faults, self.good, self.ended = faults, good, ended
@@ -74,7 +84,7 @@ class Service:
             self._elastic(pool, switching=isinstance(roles, SwitchRoles))
         if isinstance(roles, SwitchRoles) and decode is not None:
             assert entry.fleet is not None and decode.fleet is not None
-            Switcher(kernel, roles, entry.fleet, decode.fleet)
+            Switcher(kernel, roles, entry.fleet, decode.fleet, self._moved)
 
     def _client(self, pool: Pool, index: int) -> LLMClient:
         client = self._engine(pool, index)
@@ -99,14 +109,20 @@ class Service:
             passage = Stages(self.kernel, pool.stages, pool.hop_time, pool.loads)
             pipeline = PipelineClient(self.kernel, name, scheduler=scheduler, stages=passage, kv=kv, finished=finished)
             return cast(LLMClient, pipeline)  # it lacks layer-wise hand-over, which Scenario refuses
-        kind: Callable[..., LLMClient] = LeapingClient
-        if pool.spec.speculation.tokens:
-            kind = partial(SpeculativeClient, speculation=pool.spec.speculation, seed=self._seed)
         device = self._device(pool.name, index)
+        kind: Callable[..., LLMClient] = LeapingClient if device is None else ColocatedClient
+        if pool.spec.speculation.tokens:
+            kind = SpeculativeClient if device is None else ColocatedSpeculativeClient
+            kind = partial(kind, speculation=pool.spec.speculation, seed=self._seed)
+        elif spec.engine.cascade_attention and not spec.no_cascade:
+            kind = CascadingClient if device is None else ColocatedCascadingClient
+            kind = partial(kind, rule=CascadeRule(spec.replica))
         if device is not None:
-            kind = partial(ColocatedClient, device=device, pool=pool.name)
+            kind = partial(kind, device=device, pool=pool.name)
         client = kind(self.kernel, name, scheduler=scheduler, steptimes=pool.stages[0], kv=kv, finished=finished)
         client.power = pool.loads[0]
+        if isinstance(client, CascadingClient):
+            client.power = LeapLoad(cast(CascadeLoad, client.power), client)
         return client
 
     def _handovers(self, spec: HandoverSpec) -> Handovers:
@@ -135,6 +151,13 @@ class Service:
             return self.link
         assert self._decode is not None
         return self._wires.way((self._entry.name, source), (self._decode.name, sink))
+
+    def _moved(self, role: str, old: int, new: int) -> None:
+        """A replica has changed to a role: it stays where it stands."""
+        if self._wires is not None and self._decode is not None:
+            names = {"prefill": self._entry.name, "decode": self._decode.name}
+            giver = names["decode" if role == "prefill" else "prefill"]
+            self._wires.move((giver, old), (names[role], new))
 
     def _elastic(self, pool: Pool, switching: bool) -> None:
         """A fleet for a pool whose replicas come and go."""
@@ -247,10 +270,11 @@ class Service:
 
     def _next_outage(self, pool: Pool, index: int) -> None:
         assert pool.fleet is not None
-        place = pool.name, index
-        if place not in self._outages:
-            self._outages[place] = self.faults.outages(*place, self._seed)
-        outage = next(self._outages[place], None)
+        place = self._stands.get(pool.name, pool.name), index
+        mine = pool.name, index
+        if mine not in self._outages:
+            self._outages[mine] = self.faults.outages(*place, self._seed)
+        outage = next(self._outages[mine], None)
         if outage is not None:
             up, down = outage
             self.kernel.after(up, self._fail, pool, index, pool.fleet.life(index), down)

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from mist.clients.host import Host, HostSpec
 from mist.clients.station import Station, StationSpec
+from mist.crew import CrewedStation
+from mist.fleet_report import FleetReport, fleet_report
 from mist.price import PriceList
 
 
@@ -25,6 +27,7 @@ class StationReport:
     items_per_second: float = 0.0  # texts, queries
     tokens_per_second: float | None = None  # that an encoder read; None of others
     recall: float | None = None  # of an index, by the user's table
+    fleet: FleetReport | None = None  # of servers that come and go
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,10 @@ class HostReport:
     dollars_per_hour: float
 
 
-def station_report(station: Station, price: PriceList, elapsed: float) -> StationReport:
-    """``elapsed`` seconds of the run."""
+def station_report(station: Station, price: PriceList, elapsed: float, window: tuple[float, float]) -> StationReport:
+    """``elapsed`` seconds of the run; dollars are those of its ``window``."""
+    fleet = fleet_report(station.fleet, *window) if isinstance(station, CrewedStation) else None
+    paid = 1.0 if fleet is None else fleet.mean_replicas / (station.spec.servers or 1)
     spec, busy = station.spec, station.busy_by_now / elapsed if elapsed else 0.0
     read = station.tokens if hasattr(spec, "model") else None
     return StationReport(
@@ -51,14 +56,20 @@ def station_report(station: Station, price: PriceList, elapsed: float) -> Statio
         tasks=station.tasks,
         batches=station.batches,
         mean_batch=station.tasks / station.batches if station.batches else 0.0,
-        utilization=None if spec.servers is None else busy / spec.servers,
+        utilization=None if spec.servers is None else busy / spec.servers if fleet is None else _share(station, fleet),
         busy_servers=busy,
-        joules=station.server.joules(elapsed),
-        dollars_per_hour=station_dollars(spec, price),
+        joules=station.joules(elapsed),
+        dollars_per_hour=station_dollars(spec, price) * paid,
+        fleet=fleet,
         items_per_second=station.items / elapsed if elapsed else 0.0,
         tokens_per_second=None if read is None else read / elapsed if elapsed else 0.0,
         recall=getattr(getattr(spec, "work", None), "recall", None),
     )
+
+
+def _share(station: Station, fleet: FleetReport) -> float:
+    """Of the time that servers were up, what they worked."""
+    return station.busy_by_now / fleet.up_seconds if fleet.up_seconds else 0.0
 
 
 def host_report(host: Host, price: PriceList, elapsed: float) -> HostReport:

@@ -23,6 +23,11 @@ class Site(NamedTuple):
     inside: LinkSpec  # to devices of its own node
     outside: LinkSpec | None  # to other nodes
 
+    @property
+    def spans(self) -> int:
+        """Nodes of one replica."""
+        return -(-self.devices // self.node_devices)
+
 
 class Network(Protocol):
     """What lies between the pools of a cluster."""
@@ -61,7 +66,8 @@ class Topology:
     The links inside a node and out of it are those of the pools' ``hardware`` and ``node``, as many as a replica has
     devices, since every device sends its own share of a KV cache. Racks hold nodes and pods hold racks; without
     ``rack`` all nodes are on one switch, without ``pod`` all racks are. A transfer crosses every uplink between
-    its ends, and the latencies of all levels it rises through add up.
+    its ends, and the latencies of all levels it rises through add up. A replica larger than a node stands on nodes of
+    its own: its caches leave by the ports of all its devices, and by the uplinks of its first node.
     """
 
     name: str
@@ -73,10 +79,6 @@ class Topology:
             raise InputError("pod", self.pod.holds, "holds racks, and there are none (rack)")
 
     def check(self, sites: Mapping[str, Site]) -> None:
-        for name, site in sites.items():
-            if site.devices > site.node_devices:
-                why = f"a replica of {site.devices} devices does not fit into a node of {site.node_devices}"
-                raise InputError("network", self.name, f"{why} (pools.{name}): use network=one_link")
         if self._nodes(sites) > 1:
             for name, site in sites.items():
                 if site.outside is None:
@@ -84,17 +86,20 @@ class Topology:
                     raise InputError(f"pools.{name}.node", "isolated", why)
 
     def places(self, sites: Mapping[str, Site]) -> dict[tuple[str, int], int]:
-        """The node of every replica: pool by pool, each from a new node on, replicas whole and one after another."""
+        """The first node of every replica: pool by pool, each from a new node on, one replica after another.
+
+        None shares a node with another that is larger than a node.
+        """
         nodes: dict[tuple[str, int], int] = {}
         first = 0
         for name, site in sites.items():
-            each = site.node_devices // site.devices
-            nodes |= {(name, index): first + index // each for index in range(site.replicas)}
-            first += -(-site.replicas // each)
+            each = max(site.node_devices // site.devices, 1)  # of a node
+            nodes |= {(name, index): first + index // each * site.spans for index in range(site.replicas)}
+            first += -(-site.replicas // each) * site.spans
         return nodes
 
     def _nodes(self, sites: Mapping[str, Site]) -> int:
-        return max(self.places(sites).values()) + 1
+        return max(node + sites[pool].spans for (pool, _), node in self.places(sites).items())
 
     def tiers(self, node: int) -> list[tuple[str, Tier]]:
         """The named rack and pod a node is in, and what they are, from below."""
@@ -131,9 +136,15 @@ class Wires:
         self.nodes = topology.places(sites)
         self.flows = Flows(kernel, self._capacities())
         self._ways: dict[tuple[tuple[str, int], tuple[str, int]], Way] = {}
+        self._stands: dict[tuple[str, int], tuple[str, int]] = {}  # in whose place, of those that changed their role
+
+    def move(self, old: tuple[str, int], new: tuple[str, int]) -> None:
+        """The replica that was one, (pool, index), is another now, and stands where it stood."""
+        self._stands[new] = self._stands.pop(old, old)
 
     def way(self, source: tuple[str, int], sink: tuple[str, int]) -> Way:
         """From one replica, (pool, index), to another."""
+        source, sink = self._stands.get(source, source), self._stands.get(sink, sink)
         known = self._ways.get((source, sink))
         if known is None:
             known = self._ways[source, sink] = self._lay(source, sink)

@@ -118,9 +118,7 @@ class Walk:
         query.preemptions += generation.preemptions
         query.retries += generation.retries
         if generation.lost:
-            if not (query.refused or query.lost or query.finished >= 0 or thread.stopped):
-                query.lost = f"{step.place}: {generation.lost}"
-                self.ended(query)
+            self._lose(thread, f"{step.place}: {generation.lost}")
             return
         query.prompted += generation.input if generation.first_token >= 0 else generation.computed
         query.generated += generation.output - generation.left
@@ -132,11 +130,27 @@ class Walk:
 
     def _serve(self, thread: Thread, step: Serving) -> None:
         tokens = thread.context if step.tokens is None else step.tokens
-        task = Task(tokens, step.items, step.seconds or 0.0, self.kernel.now, partial(self._served, thread, step))
+        done, lost = partial(self._served, thread, step), partial(self._unserved, thread, step)
+        task = Task(tokens, step.items, step.seconds or 0.0, self.kernel.now, done, lost)
         self.stations[step.station].submit(task)
+
+    def _unserved(self, thread: Thread, step: Serving, task: Task, why: str) -> None:
+        """A station has lost a task."""
+        thread.query.retries += task.retries
+        self._lose(thread, f"{step.place}: {why}")
+
+    def _lose(self, thread: Thread, why: str) -> None:
+        """A query is lost with one of its threads, unless nobody waits for that."""
+        query = thread.query
+        if not (query.refused or query.lost or query.finished >= 0 or thread.stopped):
+            query.lost = why
+            self.ended(query)
 
     def _served(self, thread: Thread, step: Serving, task: Task, started: float) -> None:
         thread.query.visits.append(Visit(step.kind, step.station, task.queued, started, self.kernel.now))
+        thread.query.retries += task.retries
+        if step.found:
+            thread.content.find(step.found, thread.context)
         thread.context += step.added
         self._advance(thread)
 

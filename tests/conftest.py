@@ -71,10 +71,11 @@ class Linear:
         return self
 
     def step_time(self, shape: StepShape) -> float:
-        return self.step + self.token * shape.tokens + self.cached * shape.context
+        read = shape.context - max(shape.decodes - 1, 0) * shape.shared
+        return self.step + self.token * shape.tokens + self.cached * read
 
-    def decode_stretch(self, decodes: int, context: int) -> Stretch:
-        return Stretch(inf, self.step_time(StepShape(decodes, context)), self.cached * decodes)
+    def decode_stretch(self, decodes: int, context: int, longest: int = 0, shared: int = 0) -> Stretch:
+        return Stretch(inf, self.step_time(StepShape(decodes, context, shared=shared)), self.cached * decodes)
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,9 @@ class Unleapt:
     def step_time(self, shape: StepShape) -> float:
         return self.inner.step_time(shape)
 
-    def decode_stretch(self, decodes: int, context: int, longest: int = 0) -> Stretch:
-        return Stretch(1, self.inner.step_time(StepShape(decodes, context, longest=longest)), 0.0)
+    def decode_stretch(self, decodes: int, context: int, longest: int = 0, shared: int = 0) -> Stretch:
+        shape = StepShape(decodes, context, longest=longest, shared=shared)
+        return Stretch(1, self.inner.step_time(shape), 0.0)
 
 
 class OneByOne:
@@ -229,6 +231,10 @@ class PlainPrefixPool(BlockPool):
         for step in range(ahead, ahead + steps):
             for request in sorted(decodes.members, key=lambda member: member.admitted):
                 self.grow_member(request, decodes.computed(request) + step)
+
+    def shared_blocks(self, running: Any) -> int:
+        tables = [request.table for request in running]
+        return sum(1 for i in range(min(map(len, tables))) if len({tuple(table[: i + 1]) for table in tables}) == 1)
 
     def reserve(self, request: Request) -> None:
         tokens, request.computed = request.computed, 0

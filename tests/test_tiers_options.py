@@ -23,6 +23,11 @@ def chosen(name):
     return [f"tiers={name}"] if "drawn" in name else [f"tiers={name}", "prefix_caching=true"]
 
 
+def short(name):
+    passages = ["workload=rag_prompts", "workload.rate=4", "slo=none", *SHORT[len(LOAD) :]]
+    return passages if name == "passages" else SHORT
+
+
 def text(result):
     console = Console(width=250)
     with console.capture() as capture:
@@ -32,7 +37,7 @@ def text(result):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_override_turns_it_on_and_the_summary_says_so(name):
-    result = simulate(compose([*SHORT, *chosen(name), "tiers.fetch=always", "engine.front_end=0s"]))
+    result = simulate(compose([*short(name), *chosen(name), "tiers.fetch=always", "engine.front_end=0s"]))
     use = result.pools["llm"].tiers
     assert use.requests == result.counts.arrived
     assert use.found == use.fetched
@@ -43,7 +48,7 @@ def test_one_override_turns_it_on_and_the_summary_says_so(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_choice_survives_the_way_to_plain_data_and_back(name):
-    scenario = build(Scenario, compose([*SHORT, *chosen(name)]))
+    scenario = build(Scenario, compose([*short(name), *chosen(name)]))
     assert build(Scenario, plain(scenario)) == scenario
 
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
+from mist.clients.cascading import CascadingClient
 from mist.clients.leaping import LeapingClient
+from mist.clients.speculative import SpeculativeClient
 from mist.kernel import Kernel
 from mist.perf.base import Stretch
 
@@ -58,6 +60,15 @@ class SharedDevice:
         self._jobs[client].left = time
         self._announce()
 
+    def drop(self, client: "ColocatedClient") -> float | None:
+        """An engine is gone; the seconds of the whole device that its step was still to take, None without one."""
+        job = self._jobs.pop(client, None)
+        if job is None:
+            return None
+        left = max(job.left - (self.kernel.now - job.since) * job.rate, 0.0)
+        self._share_out()
+        return left
+
     def _share_out(self) -> None:
         """New rates, now that others are in a step than before."""
         now, weights = self.kernel.now, self._weights()
@@ -105,6 +116,17 @@ class ColocatedClient(LeapingClient):
         if self._leap is not None:
             self._cut()
 
+    def fail(self) -> None:
+        """Stop for good; a step that shared the device has spent what it had of it."""
+        left = self.device.drop(self)
+        if left is not None and self._leap is not None:
+            _, steps, stretch = self._leap
+            self._leap = self.kernel.now - max(stretch.time(steps) - left, 0.0), steps, stretch
+        elif left is not None and self._step is not None:
+            _, time, load = self._step
+            self._step = self.kernel.now - max(time - left, 0.0), time, load
+        super().fail()
+
     def _take(self, time: float, ended: Callable[..., None], *arguments: Any) -> None:
         self.device.run(self, time, ended, arguments)
 
@@ -119,3 +141,14 @@ class ColocatedClient(LeapingClient):
         if kept < steps:  # it had the device to itself
             self._leap = start, kept, stretch
             self.device.resize(self, stretch.time(kept))
+
+
+class ColocatedSpeculativeClient(ColocatedClient, SpeculativeClient):
+    """One that drafts and verifies; it never leaps."""
+
+    def _run_decodes(self) -> None:
+        SpeculativeClient._run_decodes(self)
+
+
+class ColocatedCascadingClient(ColocatedClient, CascadingClient):
+    """One that reads a common prefix once."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mist.clients.host import Host
 from mist.clients.servers import OnDevices
-from mist.clients.station import Server, Task, check_station
+from mist.clients.station import Server, Task, check_scaling, check_station
 from mist.errors import Infeasible
 from mist.hardware import HardwareSpec
 from mist.kernel import Kernel
@@ -14,6 +14,7 @@ from mist.perf.base import PerfModel, Replica, StepShape
 from mist.perf.engine import EngineProfile
 from mist.perf.footprint import check_layout, device_weights
 from mist.perf.power import LINEAR, LinearPower
+from mist.scaling import FIXED, Scaling
 from mist.units import Seconds
 
 
@@ -34,11 +35,13 @@ class EncoderStation:
     servers: int = 1
     max_batch: int = 32
     max_wait: Seconds = 0.0
+    autoscaler: Scaling = FIXED
 
     timed = False
 
     def __post_init__(self) -> None:
         check_station(self.servers, self.max_batch, self.max_wait)
+        check_scaling(self.autoscaler, self.servers)
         check_layout(self.replica)
 
     @property

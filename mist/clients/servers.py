@@ -9,7 +9,7 @@ from mist.kernel import Kernel
 from mist.perf.power import joules
 from mist.perf.work import Work
 
-Batch = tuple[float, float, float]  # s: when it began, how long it takes, that at full utilisation
+Batch = tuple[float, float, float, Callable[[], None]]  # s: when it began, how long, that at full utilisation; then
 
 
 class OnHost:
@@ -48,22 +48,31 @@ class OnDevices:
     def run(self, batch: list[Task], call: Callable[[], None]) -> None:
         time, load = self.spent(batch)
         self._begun += 1
-        self._running[self._begun] = self.kernel.now, time, load
-        self.kernel.after(time, self._end, self._begun, call)
+        self._running[self._begun] = self.kernel.now, time, load, call
+        self.kernel.after(time, self._end, self._begun)
 
-    def _end(self, number: int, call: Callable[[], None]) -> None:
-        _, time, load = self._running.pop(number)
-        self._load += load
-        self._busy += time
-        call()
+    def _end(self, number: int) -> None:
+        if number in self._running:
+            _, time, load, call = self._running.pop(number)
+            self._load += load
+            self._busy += time
+            call()
 
-    def _worked(self) -> tuple[float, float]:
+    def stop(self, call: Callable[[], None]) -> None:
+        """The batch that was to end with this call ends here; its call is not made."""
+        number = next(number for number, batch in self._running.items() if batch[3] is call)
+        began, time, load, _ = self._running.pop(number)
+        spent = self.kernel.now - began
+        self._busy += spent
+        self._load += load * spent / time if time else 0.0
+
+    def worked(self) -> tuple[float, float]:
         """Seconds at full utilisation and seconds spent, of all batches together, up to now."""
         load, busy, now = self._load, self._busy, self.kernel.now
-        for began, time, all_of_it in self._running.values():
+        for began, time, all_of_it, _ in self._running.values():
             busy += now - began
             load += all_of_it * (now - began) / time if time else 0.0
         return load, busy
 
     def joules(self, elapsed: float) -> float:
-        return joules(self.hardware, self.each, elapsed * self.servers, *self._worked())
+        return joules(self.hardware, self.each, elapsed * self.servers, *self.worked())

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 from mist.clients.host import Host
 from mist.errors import InputError
 from mist.kernel import Kernel
+from mist.scaling import Scaling
 
 
 class Task(NamedTuple):
@@ -20,6 +21,8 @@ class Task(NamedTuple):
     seconds: float  # where the station has no model of its own
     queued: float  # s
     done: Callable[["Task", float], None]  # called with the task and when its service began
+    lost: Callable[["Task", str], None] | None = None  # called with the task and how, if it will never be done
+    retries: int = 0  # times it was begun again after a server failed
 
 
 class Server(Protocol):
@@ -101,6 +104,14 @@ def check_station(servers: int | None, max_batch: int, max_wait: float) -> None:
         raise InputError("max_batch", max_batch, "has no effect: with servers without limit nobody waits")
 
 
+def check_scaling(autoscaler: Scaling, servers: int) -> None:
+    """InputError where it does not go with a station that begins with so many servers."""
+    autoscaler.check(servers)
+    policy = getattr(autoscaler, "policy", None)
+    if getattr(policy, "share", "") == "memory":
+        raise InputError("autoscaler.policy.share", "memory", "a station holds no KV cache", ["busy"])
+
+
 class Drawn:
     """Takes as long as its task says."""
 
@@ -139,6 +150,10 @@ class Station:
         """Server-seconds up to now."""
         return self.busy + (self._running * self.kernel.now - self._started if self._running else 0.0)
 
+    def joules(self, elapsed: float) -> float:
+        """Energy drawn by devices of its own in the first ``elapsed`` seconds, up to now."""
+        return self.server.joules(elapsed)
+
     def submit(self, task: Task) -> None:
         """A task is here, now."""
         self.queue.append(task)
@@ -156,12 +171,23 @@ class Station:
         self._awake = False
         queue, most = self.queue, self.spec.max_batch
         while queue and self.free and self._ready():
-            batch = [queue.popleft() for _ in range(min(most, len(queue)))]
-            self.free -= 1
-            now = self.kernel.now
-            self._started += now
-            self._running += 1
-            self.server.run(batch, partial(self._end, batch, now))
+            self._begin([queue.popleft() for _ in range(min(most, len(queue)))])
+
+    def _begin(self, batch: list[Task]) -> None:
+        self.free -= 1
+        self.server.run(batch, partial(self._end, batch, self._clock_in()))
+
+    def _clock_in(self) -> float:
+        """A server is busy from now on; when that is."""
+        now = self.kernel.now
+        self._started += now
+        self._running += 1
+        return now
+
+    def _clock_out(self, began: float) -> None:
+        self.busy += self.kernel.now - began
+        self._started -= began
+        self._running -= 1
 
     def _ready(self) -> bool:
         full = len(self.queue) >= self.spec.max_batch
@@ -169,9 +195,10 @@ class Station:
 
     def _end(self, batch: list[Task], began: float) -> None:
         self.free += 1
-        self.busy += self.kernel.now - began
-        self._started -= began
-        self._running -= 1
+        self._done(batch, began)
+
+    def _done(self, batch: list[Task], began: float) -> None:
+        self._clock_out(began)
         self.batches += 1
         self.tasks += len(batch)
         for task in batch:

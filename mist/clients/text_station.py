@@ -9,12 +9,13 @@ from functools import cached_property
 
 from mist.clients.host import Host
 from mist.clients.servers import OnDevices, OnHost
-from mist.clients.station import Server, Task, check_station
+from mist.clients.station import Server, Task, check_scaling, check_station
 from mist.errors import InputError
 from mist.hardware import HardwareSpec
 from mist.kernel import Kernel
 from mist.model import Dtype, ModelSpec
 from mist.perf.encoder import EncoderEngine, TextEncoder, check_encoder, weight_bytes
+from mist.scaling import FIXED, Scaling
 from mist.units import Seconds
 
 
@@ -71,11 +72,13 @@ class DeviceEncoder:
     servers: int = 1
     max_batch: int = 32
     max_wait: Seconds = 0.0
+    autoscaler: Scaling = FIXED
 
     timed = False
 
     def __post_init__(self) -> None:
         check_station(self.servers, self.max_batch, self.max_wait)
+        check_scaling(self.autoscaler, self.servers)
         check_encoder(self.model)
         if self.hardware.kind == "cpu":
             raise InputError("hardware", self.hardware.name, "is a host, which others share: station encoder_cpu")

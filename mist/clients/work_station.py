@@ -6,12 +6,13 @@ from typing import Protocol
 
 from mist.clients.host import Host
 from mist.clients.servers import OnDevices, OnHost
-from mist.clients.station import Server, Task, check_station
+from mist.clients.station import Server, Task, check_scaling, check_station
 from mist.errors import InputError
 from mist.hardware import HardwareSpec
 from mist.kernel import Kernel
 from mist.perf.retrieval.checks import check_memory
 from mist.perf.work import ServiceModel, Work
+from mist.scaling import FIXED, Scaling
 from mist.units import Seconds
 
 
@@ -73,11 +74,13 @@ class DeviceStation:
     servers: int = 1
     max_batch: int = 1
     max_wait: Seconds = 0.0
+    autoscaler: Scaling = FIXED
 
     timed = False
 
     def __post_init__(self) -> None:
         check_station(self.servers, self.max_batch, self.max_wait)
+        check_scaling(self.autoscaler, self.servers)
 
     @property
     def service(self) -> str:

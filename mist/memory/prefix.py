@@ -126,6 +126,14 @@ class PrefixPool(BlockPool):
                 most = max(steps, 1)
         return most
 
+    def shared_blocks(self, running: Collection[Request]) -> int:
+        """First blocks that all of these hold, where nobody else holds any (vLLM: get_num_common_prefix_blocks)."""
+        refs, holders = self._refs, len(running)
+        for count, block in enumerate(next(iter(running)).table):
+            if refs[block] != holders:
+                return count
+        return len(next(iter(running)).table)
+
     def reserve(self, request: Request) -> None:
         tokens, request.computed = request.computed, 0
         self.grow(request, tokens)

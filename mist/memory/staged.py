@@ -186,5 +186,20 @@ class TieredPool(PrefixPool):
         return block
 
 
+class PassagePool(TieredPool):
+    """A prefix cache above tiers that keep passages; ``left`` is told of every request that gives up its blocks."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, total: int, block_tokens: int) -> None:
+        super().__init__(total, block_tokens)
+        self.left: Callable[[Request], None] | None = None
+
+    def detach(self, request: Request) -> list[int]:
+        if self.left is not None:
+            self.left(request)
+        return super().detach(request)
+
+
 def _blocks(spans: dict[int, Span]) -> int:
     return sum(end - first for first, end in spans.values())

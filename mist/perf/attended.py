@@ -15,6 +15,7 @@ class Attention:
 
     def __init__(self, layers: Layers) -> None:
         self._layers, self._count, self._window = layers, layers.layers, layers.window
+        self.layers, self.windowed = layers.layers, layers.window > 0
         self._lengths, self._prompt_lengths = layers.decode.lengths, layers.prompt.lengths
         self._last = len(self._lengths) - 2  # interval
         self.uneven = layers.uneven
@@ -70,6 +71,10 @@ class Attention:
         seen = context / decodes + width
         pairs = decodes * width * (min(seen, self._window) if self._window else seen - width / 2)
         return max(reading, self._count * pairs * self._pair)
+
+    def cascade(self, decodes: int, shared: int) -> float:
+        """A token of each of ``decodes`` sequences over the ``shared`` first ones of all, read once; merging apart."""
+        return max(self.decode(1, shared - 1), self._count * decodes * shared * self._pair)
 
     def explain(self, decodes: int, context: float, chunks: Chunks, drafted: int, longest: int) -> Iterator[Explained]:
         """The parts of a step, and how they are known."""

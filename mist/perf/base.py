@@ -17,6 +17,7 @@ class StepShape(NamedTuple):
     chunks: tuple[tuple[int, int], ...] = ()  # (tokens, tokens cached before them) of each prompt chunk
     drafted: int = 0  # further tokens those sequences compute to verify drafts, together
     longest: int = 0  # KV tokens of the one of them that has most; 0: not known, taken for the mean
+    shared: int = 0  # first tokens of each of those sequences that are the same, and read once for all of them
 
     @property
     def tokens(self) -> int:

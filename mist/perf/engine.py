@@ -8,7 +8,7 @@ from mist.units import Bytes, Seconds
 
 NOT_NEGATIVE = (
     "step_overhead", "request_overhead", "mixed_overhead", "launch_time", "reserve", "reserved_blocks", "front_end",
-    "captured_tokens",
+    "captured_tokens", "cascade_overhead",
 )  # fmt: skip
 
 
@@ -33,6 +33,8 @@ class EngineProfile:
     captured_tokens: int = 0
     # fused: the all-reduce adds residual and norm, where the device has such a kernel (perf=measured)
     allreduce: Literal["apart", "fused"] = "apart"
+    cascade_attention: bool = False  # a prefix that all running requests have in common is read once (perf/cascade.py)
+    cascade_overhead: Seconds = 0.0  # a decode-only step that does so, for want of a full CUDA graph
 
     def __post_init__(self) -> None:
         if not 0 < self.memory_utilization <= 1:

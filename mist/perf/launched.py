@@ -5,9 +5,10 @@ from dataclasses import replace
 from math import floor
 
 from mist.perf.base import Explained, Replica, StepModel, StepShape, Stretch
+from mist.perf.cascade import CascadeSteps
 
 
-def launched(times: Callable[[Replica], StepModel], replica: Replica, factor: float = 1.0) -> StepModel:
+def launched(times: Callable[[Replica], CascadeSteps], replica: Replica, factor: float = 1.0) -> StepModel:
     """The ``times`` of this replica; behind its host's, where its engine replays no CUDA graph.
 
     ``factor`` is the time of the engine's own kernels over those that ``times`` knows.
@@ -27,7 +28,7 @@ class LaunchedSteps:
     Execution"). With no launch_time nothing overlaps: mixed_overhead is added.
     """
 
-    def __init__(self, device: StepModel, replica: Replica, factor: float) -> None:
+    def __init__(self, device: CascadeSteps, replica: Replica, factor: float) -> None:
         self._device, self._engine, self._dp, self._factor = device, replica.engine, replica.dp, factor
         self._host = replica.model.layers * replica.engine.launch_time / replica.node.host_speed
         self.uneven = getattr(device, "uneven", False)
@@ -37,9 +38,9 @@ class LaunchedSteps:
         device = self._factor * self._device.step_time(shape)
         return self._outside(shape.requests) + (max(self._host + mixed, device) if self._host else mixed + device)
 
-    def decode_stretch(self, decodes: int, context: int, longest: int = 0) -> Stretch:
+    def decode_stretch(self, decodes: int, context: int, longest: int = 0, shared: int = 0) -> Stretch:
         """Level as long as the host is slower; the crossing ends a stretch."""
-        steps, first, slope = self._device.decode_stretch(decodes, context, longest)
+        steps, first, slope = self._device.decode_stretch(decodes, context, longest, shared)
         first, slope, outside = self._factor * first, self._factor * slope, self._outside(decodes)
         if first > self._host:
             return Stretch(steps, outside + first, slope)

@@ -5,6 +5,7 @@ T = layers x [ projections(tokens) + MLP or experts(tokens) + attention per chun
     + language head(rows) + the engine's overheads
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
@@ -61,14 +62,20 @@ class Measured:
             self.link_efficiency,
             self.exchange,
         )
-        return MeasuredSteps(stored(asked), replica)
+        return MeasuredSteps(stored(asked), replica, self._merge(replica))
+
+    def _merge(self, replica: Replica) -> Callable[[int], float]:
+        """Seconds of merging the outputs of cascade attention in one layer, by sequences: one small kernel."""
+        model, bandwidth = replica.model, replica.hardware.memory_bandwidth * self.bandwidth_efficiency
+        output = 2 * model.heads / replica.tp * model.head_dim  # bytes: 16 bits per element
+        return lambda decodes: self.kernel_time + 3 * decodes * output / bandwidth
 
 
 class MeasuredSteps:
     """Step times of one stage of a replica, on the busiest device of its group."""
 
-    def __init__(self, found: Operators, replica: Replica) -> None:
-        self._found, self._engine, self._dp = found, replica.engine, replica.dp
+    def __init__(self, found: Operators, replica: Replica, merge: Callable[[int], float]) -> None:
+        self._found, self._engine, self._dp, self._merge = found, replica.engine, replica.dp, merge
         self._local = Table(total(list(found.local.values())).__call__)
         self._group = Table(total(list(found.group.values())).__call__)
         rows = replica.engine.computed
@@ -81,7 +88,7 @@ class MeasuredSteps:
         self.uneven = any(kind.uneven for kind in self._kinds)  # whether the longest sequence counts
 
     def step_time(self, shape: StepShape) -> float:
-        decodes, context, chunks, drafted, longest = shape
+        decodes, context, chunks, drafted, longest, shared = shape
         if self._dp > 1:
             return self._spread_time(shape)
         time = self._engine.step_overhead
@@ -89,7 +96,10 @@ class MeasuredSteps:
         if chunks:
             time += self._engine.mixed_overhead + self._prompts(chunks)
             tokens += sum(chunk for chunk, _ in chunks)
-        if drafted:
+        if shared:
+            time += self._cascade(decodes, context, longest, shared)
+            time += 0.0 if chunks else self._engine.cascade_overhead
+        elif drafted:
             time += self._verification(decodes, context, drafted)
         elif decodes:
             time += self._decoding(decodes, context, longest)
@@ -127,13 +137,16 @@ class MeasuredSteps:
         share = -(-decodes // self._dp)
         return share, context * share / max(decodes, 1)
 
-    def decode_stretch(self, decodes: int, context: int, longest: int = 0) -> Stretch:
+    def decode_stretch(self, decodes: int, context: int, longest: int = 0, shared: int = 0) -> Stretch:
         share, cached = self._share(decodes, context) if self._dp > 1 else (decodes, float(context))
         linear = self._spread(share, decodes) if self._dp > 1 else self._linear[decodes]
         first = self._engine.step_overhead + linear + self._head[share]
         slope, steps = 0.0, inf
+        if shared:
+            first += self._prefix(decodes, shared) + self._engine.cascade_overhead
         for kind in self._kinds:
-            time, own, left = kind.stretch(share, cached, longest)
+            apart = 0 if kind.windowed else shared
+            time, own, left = kind.stretch(share, cached - share * apart, max(longest - apart, 0))
             first, slope = first + time, slope + own
             steps = min(steps, left)
         return Stretch(steps, first, slope)
@@ -175,6 +188,22 @@ class MeasuredSteps:
         for kind in self._kinds:
             time += kind.decode(decodes, context, longest)
         return time
+
+    def _cascade(self, decodes: int, context: float, longest: int, shared: int) -> float:
+        """Decode attention where every sequence begins with the same ``shared`` tokens, read once."""
+        time = self._prefix(decodes, shared)
+        for kind in self._kinds:
+            apart = 0 if kind.windowed else shared
+            time += kind.decode(decodes, context - decodes * apart, max(longest - apart, 0))
+        return time
+
+    def _prefix(self, decodes: int, shared: int) -> float:
+        """Attention to what is read once, and merging it with the rest."""
+        return sum(
+            kind.cascade(decodes, shared) + kind.layers * self._merge(decodes)
+            for kind in self._kinds
+            if isinstance(kind, Attention) and not kind.windowed
+        )
 
     def _verification(self, decodes: int, context: float, drafted: int) -> float:
         return sum(kind.verification(decodes, context, drafted) for kind in self._kinds)

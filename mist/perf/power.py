@@ -72,7 +72,7 @@ class Load:
 
     def step(self, shape: StepShape) -> float:
         """Of one step."""
-        decodes, context, chunks, drafted, _ = shape
+        decodes, context, chunks, drafted, _, shared = shape
         tokens = decodes + drafted
         busy = self._step + (tokens + len(chunks)) * self._row
         for chunk, past in chunks:
@@ -82,12 +82,20 @@ class Load:
                 if window:
                     seen, pairs = min(seen, chunk + window), min(pairs, float(chunk * window))
                 busy += pairs * pair + seen * cached
+        if shared:
+            busy -= self._spared(decodes, shared)
         return busy + self._linear[tokens] + (self._decodes(decodes, context, 1) if decodes else 0.0)
 
-    def stretch(self, decodes: int, context: int, steps: int) -> float:
-        """Of ``steps`` decode-only steps from here."""
+    def stretch(self, decodes: int, context: int, steps: int, shared: int = 0) -> float:
+        """Of ``steps`` decode-only steps from here; ``shared`` as in a shape."""
         each = self._step + decodes * self._row + self._linear[decodes]
+        if shared:
+            each -= self._spared(decodes, shared)
         return steps * each + self._decodes(decodes, context, steps)
+
+    def _spared(self, decodes: int, shared: int) -> float:
+        """Of reading what sequences have in common again for each but the first."""
+        return sum((decodes - 1) * shared * kind.cached for kind in self._attention if not kind.window)
 
     def _decodes(self, decodes: int, context: int, steps: int) -> float:
         busy = 0.0

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from mist.errors import InputError
 from mist.model import BYTES_PER_ELEMENT, ModelSpec
 from mist.perf.base import Explained, Replica, StepModel, StepShape, Stretch, Table
+from mist.perf.cascade import MERGED
 from mist.perf.collective import allreduce, exchange, fabric
 from mist.perf.experts import busiest_load, destinations, touched
 from mist.perf.launched import launched
@@ -91,7 +92,7 @@ class RooflineSteps:
     def step_time(self, shape: StepShape) -> float:
         if self._dp > 1:
             return self._spread_time(shape)
-        decodes, context, chunks, drafted, _ = shape
+        decodes, context, chunks, drafted, _, shared = shape
         requests = decodes + len(chunks)
         tokens, time = decodes, 0.0
         for chunk, past in chunks:
@@ -103,7 +104,9 @@ class RooflineSteps:
         if drafted:
             time += self._verification(decodes, context, drafted)
             return time + self._linear[tokens + drafted] + self._rows_time(requests, drafted)
-        if decodes:
+        if shared:
+            time += self._cascade_attention(decodes, context, shared) + (0.0 if chunks else engine.cascade_overhead)
+        elif decodes:
             time += self._decode_attention(decodes, context)
         return time + self._linear[tokens] + self._head[requests] + engine.step_overhead
 
@@ -137,18 +140,21 @@ class RooflineSteps:
         analytical = Explained("roofline", self.step_time(shape) - overhead, "analytical")
         return analytical, Explained("engine overheads", overhead, "fitted")
 
-    def decode_stretch(self, decodes: int, context: int, longest: int = 0) -> Stretch:  # noqa: ARG002
+    def decode_stretch(self, decodes: int, context: int, longest: int = 0, shared: int = 0) -> Stretch:  # noqa: ARG002
         slope, until, cached = 0.0, inf, float(context)
         if self._dp > 1:
             first = self._spread_time(StepShape(decodes, context))
             decodes, cached = self._share(decodes, context)
+        elif shared:
+            first = self.step_time(StepShape(decodes, context, shared=shared))
         else:
             first = self._decode_attention(decodes, context) + self._linear[decodes] + self._head[decodes]
             first += self._engine.step_overhead
         for kind in self._attention_kinds:
             full = decodes * kind.window if kind.window else inf  # from there on every window is full
             if cached < full:
-                turn = kind.turn(decodes) - decodes  # from there on compute bounds
+                once = 0 if kind.window else shared * decodes  # tokens that are read apart
+                turn = kind.turn(decodes) - decodes + once  # from there on compute bounds
                 slope += kind.cached if cached < turn else kind.pair
                 until = min(until, full, turn if cached < turn else inf)
         steps = inf if until == inf else floor((until - cached) / decodes) + 1
@@ -239,6 +245,21 @@ class RooflineSteps:
             seen = (min(context, decodes * window) if window else context) + decodes
             compute, traffic = seen * pair, seen * cached + decodes * query
             time += compute if compute > traffic else traffic
+        return time
+
+    def _cascade_attention(self, decodes: int, context: float, shared: int) -> float:
+        """Decode attention where every sequence begins with the same ``shared`` tokens, read once (perf/cascade.py).
+
+        Layers with a window do as they always do.
+        """
+        time = 0.0
+        for window, pair, cached, query in self._attention_kinds:
+            seen = context + decodes - decodes * shared
+            if window:
+                seen = min(context, decodes * window) + decodes
+            else:
+                time += max(decodes * shared * pair, shared * cached + decodes * query) + MERGED * decodes * query
+            time += max(seen * pair, seen * cached + decodes * query)
         return time
 
     def _verification(self, decodes: int, context: int, drafted: int) -> float:

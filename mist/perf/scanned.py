@@ -14,6 +14,7 @@ class Scanned:
     """Seconds over all linear-attention layers: every token updates a state of constant size."""
 
     uneven = False
+    windowed = True  # what lies far back is not read
 
     def __init__(self, scan: Scan) -> None:
         self._scan = scan

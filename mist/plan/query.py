@@ -1,9 +1,9 @@
 """A user's question whose answer takes a plan, and the generations that it is made of."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 from mist.plan.steps import Forking, Generating, Steps, answering, generates
-from mist.request import UNCLASSED, Content, Request, RequestClass
+from mist.request import UNCLASSED, Content, Passage, Passaged, Request, RequestClass
 
 BLOCK_BITS = 32  # of a key, for the block; the branch stands above them: whole numbers are quickly looked up
 
@@ -104,11 +104,12 @@ class Grown:
     other has.
     """
 
-    __slots__ = ("_keys", "branch", "root", "tokens")
+    __slots__ = ("_keys", "branch", "found", "root", "tokens")
 
     def __init__(self, root: Content | None, tokens: int, branch: int) -> None:
         self.root, self.tokens, self.branch = root, tokens, branch
         self._keys: dict[int, list[Hashable]] = {}
+        self.found: list[Passage] = []  # after ``tokens``
 
     def key(self, block: int, block_tokens: int) -> Hashable:
         if self.root is not None and (block + 1) * block_tokens <= self.tokens:
@@ -122,6 +123,17 @@ class Grown:
             shared = self.root.keys(block_tokens) if isinstance(self.root, Grown) else []
             known = self._keys[block_tokens] = shared[: self.tokens // block_tokens]
         return known
+
+    def passages(self) -> Sequence[Passage]:
+        """Those in common with ``root``, and those found since."""
+        before: Sequence[Passage] = self.root.passages() if isinstance(self.root, Passaged) else ()
+        return [*(passage for passage in before if passage.begin + passage.tokens <= self.tokens), *self.found]
+
+    def find(self, named: Sequence[tuple[Hashable, int]], begin: int) -> None:
+        """Passages stand from ``begin`` on, one after another."""
+        for name, tokens in named:
+            self.found.append(Passage(name, begin, tokens))
+            begin += tokens
 
     def forget_keys(self) -> None:
         """Nobody will ask for long; they can be made again."""

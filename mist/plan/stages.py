@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from mist.errors import InputError
+from mist.plan.corpus import ENDLESS, Corpus
 from mist.plan.draws import Chance
 from mist.plan.steps import Generating, Sending, Serving, Step, Steps
 from mist.plan.times import Times
@@ -90,7 +91,7 @@ class Serve:
     """A visit to ``station`` with ``items`` things to work on, of ``tokens`` each (None: the whole context).
 
     The context then grows by ``pieces`` of ``piece_tokens`` each: passages found, a tool's answer. ``time`` says how
-    long it takes at a station that has no model of its own.
+    long it takes at a station that has no model of its own. ``corpus`` says which pieces others are given too.
     """
 
     kind: Kind
@@ -100,20 +101,29 @@ class Serve:
     time: Times | None = None
     pieces: int = 1
     piece_tokens: Lengths | None = None
+    corpus: Corpus = ENDLESS
 
     def __post_init__(self) -> None:
         check_least("items", self.items, 1)
         check_least("pieces", self.pieces, 0 if self.piece_tokens is not None else 1)
         if self.pieces > 1 and self.piece_tokens is None:
             raise InputError("pieces", self.pieces, "has no effect without piece_tokens")
+        if self.corpus.passages is not None and (self.piece_tokens is None or self.corpus.passages < self.pieces):
+            why = (
+                "has no effect without piece_tokens" if self.piece_tokens is None else f"{self.pieces} pieces are found"
+            )
+            raise InputError("corpus.passages", self.corpus.passages, why)
 
     def unfold(self, place: str, chance: Chance) -> Steps:
         tokens = None if self.tokens is None else chance.number(f"{place}.tokens", self.tokens)
         seconds = None if self.time is None else chance.seconds(f"{place}.time", self.time)
         grown, added = self.piece_tokens, 0
-        if grown is not None:
+        named = () if grown is None else self.corpus.find(place, self.pieces, grown, chance)
+        if named:
+            added = sum(length for _, length in named)
+        elif grown is not None:
             added = sum(chance.number(f"{place}.pieces.{piece}", grown) for piece in range(self.pieces))
-        return (Serving(place, Stage(self.kind), self.station, self.items, tokens, seconds, added),)
+        return (Serving(place, Stage(self.kind), self.station, self.items, tokens, seconds, added, named),)
 
     def inner(self) -> Mapping[str, Mapping[str, PipelineStage]]:
         return {}
@@ -140,6 +150,12 @@ class Transfer:
 
     def inner(self) -> Mapping[str, Mapping[str, PipelineStage]]:
         return {}
+
+
+def names_corpus(pipeline: Pipeline) -> bool:
+    """Whether some of its searches find what others found."""
+    searches = [stage for _, stage in everything(pipeline.stages) if isinstance(stage, Serve)]
+    return any(stage.corpus.passages is not None for stage in searches)
 
 
 def check_stages(stages: Mapping[str, PipelineStage]) -> None:

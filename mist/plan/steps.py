@@ -1,5 +1,6 @@
 """A plan: what one request does, one step after another, every chance in it drawn."""
 
+from collections.abc import Hashable
 from typing import Literal, NamedTuple
 
 from mist.request import Stage
@@ -29,6 +30,7 @@ class Serving(NamedTuple):
     tokens: int | None  # of each; None is the whole context
     seconds: float | None  # where no model says how long it takes
     added: int  # tokens by which the context grows
+    found: tuple[tuple[Hashable, int], ...] = ()  # passages among those, by name, and tokens of each
 
 
 class Sending(NamedTuple):

@@ -73,17 +73,19 @@ def _speculation(result: Result) -> Iterator[Text]:
 
 
 def _dynamics(result: Result) -> Iterator[Text]:
-    """One line per pool whose replicas came and went."""
-    for name, pool in (result.pools or {}).items():
-        if pool.fleet is None:
+    """One line per pool whose replicas, or station whose servers, came and went."""
+    roles = {name: pool.role for name, pool in (result.pools or {}).items()}
+    fleets = {name: pool.fleet for name, pool in (result.pools or {}).items()}
+    fleets |= {name: station.fleet for name, station in (result.stations or {}).items()}
+    for name, fleet in fleets.items():
+        if fleet is None:
             continue
-        fleet = pool.fleet
         text = f"{name}: paid for {fleet.mean_replicas:.3g} replicas on average, {fleet.fewest} to {fleet.most}"
         text += f", {fleet.replica_seconds:,.0f} replica-seconds"
         if fleet.failures:
             text += f"; {fleet.failures} failures, {fleet.availability:.3%} available"
         if fleet.joined:
-            text += f"; {fleet.joined} replicas changed to {pool.role}"
+            text += f"; {fleet.joined} replicas changed to {roles[name]}"
         yield Text(text)
 
 
@@ -102,6 +104,10 @@ def _memory(result: Result) -> Iterator[Text]:
         if pool.prefix is not None:
             found, asked = pool.prefix.hit_tokens, pool.prefix.looked_up_tokens
             yield Text(f"{name}: prefix cache hit {pool.prefix.hit_rate:.1%} ({found:,} of {asked:,} tokens)")
+        if pool.cascade is not None and pool.cascade.steps:
+            each = pool.cascade.spared_tokens / pool.cascade.steps
+            often = f"in {pool.cascade.steps / pool.steps:.0%} of steps"
+            yield Text(f"{name}: cascade attention {often}, each spared reading {each:,.0f} tokens of KV again")
         if pool.swap is not None:
             swap = pool.swap
             moved = f"{swap.out_bytes / 1e9:,.3g} GB out, {swap.in_bytes / 1e9:,.3g} GB in"

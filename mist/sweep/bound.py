@@ -21,11 +21,11 @@ import numpy as np
 from mist.build import build
 from mist.errors import ImpossibleLayout, Infeasible, InputError, OutsideProfile, UnmeetableSLO, as_typed
 from mist.faults import NO_FAULTS
-from mist.fleet import FIXED
 from mist.metrics import percentile
 from mist.perf.base import StepShape
 from mist.pool import PoolSpec
 from mist.roles import FIXED_ROLES
+from mist.scaling import FIXED
 from mist.scenario import Scenario
 from mist.schedulers.continuous import Continuous
 from mist.schedulers.mixed import Mixed

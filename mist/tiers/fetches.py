@@ -9,9 +9,10 @@ from mist.clients.llm import LLMClient
 from mist.clients.loading import Loading
 from mist.kernel import Kernel
 from mist.memory.pool import BlockPool
-from mist.memory.staged import StagedPool, TieredPool
+from mist.memory.staged import PassagePool, StagedPool, TieredPool
 from mist.request import Request, Stage, Visit
 from mist.tiers.found import DrawnSource, Found, Source
+from mist.tiers.passages import PassageSource, PassageTiers
 from mist.tiers.prediction import Choice, Layout
 from mist.tiers.spec import DrawnTiers, StoredTiers
 from mist.tiers.stores import StoredSource
@@ -54,7 +55,11 @@ class Fetches:
         self.kernel, self.spec, self.layout = kernel, spec, layout
         self.wiring = Wiring(kernel, layout.name, spec.tiers, wires)
         self.source: Source
-        if isinstance(spec, StoredTiers):
+        if isinstance(spec, PassageTiers):
+            self.source = PassageSource(
+                kernel, spec, self.wiring, (layout.block_tokens, layout.block_bytes), layout.layers
+            )
+        elif isinstance(spec, StoredTiers):
             self.source = StoredSource(kernel, spec, self.wiring, (layout.block_tokens, layout.block_bytes))
         else:
             self.source = DrawnSource(spec, layout.name, seed, layout.block_tokens)
@@ -70,6 +75,7 @@ class Fetches:
         """A KV pool of a replica that fetches."""
         kind: Callable[[int, int], TieredPool | StagedPool]
         kind = TieredPool if isinstance(self.source, StoredSource) else StagedPool
+        kind = PassagePool if isinstance(self.source, PassageSource) else kind
         return kind(total, self.layout.block_tokens)
 
     def attach(self, client: LLMClient, replica: int) -> None:

@@ -53,8 +53,11 @@ class StoredSource:
     def attach(self, client: LLMClient, place: Place) -> None:
         for tier in filter(self.wiring.private, self.spec.tiers):
             self._lose((tier, self.wiring.store(tier, place)))
-        kv = client.kv
-        assert isinstance(kv, TieredPool)
+        assert isinstance(client.kv, TieredPool)
+        self.tell(client.kv, place)
+
+    def tell(self, kv: TieredPool, place: Place) -> None:
+        """A pool tells of what is to be written."""
         if self.spec.tiers[self._first].write == "evicted":
             kv.evicted = partial(self._evicted, place)
         if any(tier.write == "through" for tier in self.spec.tiers.values()):

@@ -14,7 +14,7 @@ Both are recorded session by session; rows are sorted by arrival here.
 
 import gzip
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mist.errors import TraceError
+from mist.workload.content import PassageIds
 from mist.workload.records import HASHES, Records, clipped, flat, seconds_of, tokens_of
 
 GZIPPED = ".jsonl.gz"
@@ -78,7 +79,7 @@ def _agents(path: Path) -> Records:
 def _ragpulse(path: Path) -> Records:
     lengths = _lengths(beside(path))
     chains: dict[tuple[int, int], int] = {}  # (prefix, part) -> the prefix that ends with it; 0 is nothing
-    rows, hashes, reaches, sessions = [], [], [], []
+    rows, hashes, reaches, sessions, passages = [], [], [], [], []
     for place, row in _lines(path):
         asked, answered = (tokens_of(_field(row, f"{what}_length", place), what, place) for what in ("input", "output"))
         rows.append((seconds_of(_field(row, "timestamp", place), 1.0, place), asked, answered))
@@ -93,7 +94,18 @@ def _ragpulse(path: Path) -> Records:
         hashes.append(ids)
         reaches.append(ends)
         sessions.append(row.get("session_id"))
-    return _sorted(rows, hashes, reaches, sessions)
+        passages.append(_passages(row[HASHES], lengths, place))
+    return _sorted(rows, hashes, reaches, sessions, passages)
+
+
+def _passages(
+    components: Mapping[str, Any], lengths: Mapping[int, int], place: str
+) -> tuple[int, list[int], list[int]]:
+    """Where a prompt's passages begin, as far as that is known, which they are, and their tokens; 0 is not known."""
+    system = _ids(components.get("sys_prompt", []), f"{HASHES}.sys_prompt", place)
+    ids = _ids(components.get("passages_ids", []), f"{HASHES}.passages_ids", place)
+    begin = sum(lengths.get(part, PART if number < len(system) else 0) for number, part in enumerate(system, 1))
+    return begin, ids, [lengths.get(part, 0) for part in ids]
 
 
 def _parts(components: Any, lengths: Mapping[int, int], place: str) -> Iterator[tuple[int, int]]:
@@ -139,7 +151,11 @@ def _ids(ids: Any, name: str, place: str) -> list[int]:
 
 
 def _sorted(
-    rows: list[tuple[float, int, int]], hashes: list[list[int]], reaches: list[list[int]] | None, sessions: list[Any]
+    rows: list[tuple[float, int, int]],
+    hashes: list[list[int]],
+    reaches: list[list[int]] | None,
+    sessions: list[Any],
+    passages: Sequence[tuple[int, list[int], list[int]]] = (),
 ) -> Records:
     table = np.array(rows, dtype=np.float64)
     order = np.argsort(table[:, 0], kind="stable")
@@ -148,4 +164,9 @@ def _sorted(
     ends: NDArray[np.int64] | None = None if reaches is None else flat([reaches[i] for i in order])[0]
     arrivals = table[order, 0] - table[order[0], 0]
     inputs, outputs = (table[order, column].astype(np.int64) for column in (1, 2))
-    return Records(arrivals, inputs, outputs, flat([hashes[i] for i in order]), ends, named[order])
+    told = None
+    if any(ids for _, ids, _ in passages):
+        begins, which, tokens = zip(*[passages[i] for i in order], strict=True)
+        ids, their_ends = flat(which)
+        told = PassageIds(ids, flat(tokens)[0], their_ends, np.array(begins, dtype=np.int64))
+    return Records(arrivals, inputs, outputs, flat([hashes[i] for i in order]), ends, named[order], told)

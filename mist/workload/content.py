@@ -1,14 +1,14 @@
 """What the tokens of a request are, as far as other requests may share them."""
 
 from bisect import bisect_left
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mist.request import Content
+from mist.request import Content, Passage
 
 
 class Contents(Protocol):
@@ -19,6 +19,26 @@ class Contents(Protocol):
 
     def every(self, keep: int, end: int) -> "Contents":
         """That of requests 0, keep, 2 keep, ... below ``end``."""
+
+
+class PassageIds(NamedTuple):
+    """Passages of recorded prompts, one after another; those of request i are ``ids[ends[i-1]:ends[i]]``."""
+
+    ids: NDArray[np.int64]
+    tokens: NDArray[np.int64]  # of each; 0 is not known
+    ends: NDArray[np.int64]
+    begins: NDArray[np.int64]  # shape [n]: where in its prompt a request's first one begins, tokens
+
+    def of(self, index: int) -> tuple[int, list[tuple[int, int]]]:
+        """Where request ``index`` has its first passage, and ids and tokens of all."""
+        part = slice(int(self.ends[index - 1]) if index else 0, int(self.ends[index]))
+        return int(self.begins[index]), list(zip(self.ids[part].tolist(), self.tokens[part].tolist(), strict=True))
+
+    def every(self, keep: int, end: int) -> "PassageIds":
+        """Those of requests 0, keep, 2 keep, ... below ``end``."""
+        parts = [np.arange(self.ends[i - 1] if i else 0, self.ends[i]) for i in range(0, end, keep)]
+        kept, ends = np.concatenate(parts), np.cumsum([len(part) for part in parts])
+        return PassageIds(self.ids[kept], self.tokens[kept], ends, self.begins[:end:keep])
 
 
 class HashedPrefix(NamedTuple):
@@ -36,6 +56,18 @@ class HashedPrefix(NamedTuple):
     ids: tuple[int, ...]
     session: int | None = None
     reaches: tuple[int, ...] | None = None  # where each id ends, tokens; None is ``hash_tokens`` each
+    parts: tuple[int, Sequence[tuple[int, int]]] = (0, ())  # where its passages begin; ids and tokens of each
+
+    def passages(self) -> list[Passage]:
+        """Those that lie whole within the prompt and whose length is known, in order."""
+        found, begin = [], self.parts[0]
+        for name, tokens in self.parts[1]:
+            if begin + tokens > self.tokens:
+                break
+            if tokens:
+                found.append(Passage((self.cycle, name), begin, tokens))
+            begin += tokens
+        return found
 
     @property
     def conversation(self) -> Hashable:
@@ -67,6 +99,7 @@ class HashedBlocks:
     hash_tokens: int = 512
     reaches: NDArray[np.int64] | None = None
     sessions: NDArray[np.int64] | None = None
+    passages: PassageIds | None = None
 
     def __post_init__(self) -> None:
         if len(self.ends) != len(self.inputs) or (len(self.ends) and self.ends[-1] != len(self.ids)):
@@ -78,14 +111,16 @@ class HashedBlocks:
         ids = tuple(self.ids[part].tolist())
         session = None if self.sessions is None else int(self.sessions[index])
         reaches = None if self.reaches is None else tuple(self.reaches[part].tolist())
-        return HashedPrefix(cycle, index, int(self.inputs[index]), self.hash_tokens, ids, session, reaches)
+        told = (0, ()) if self.passages is None else self.passages.of(index)
+        return HashedPrefix(cycle, index, int(self.inputs[index]), self.hash_tokens, ids, session, reaches, told)
 
     def every(self, keep: int, end: int) -> "HashedBlocks":
         parts = [np.arange(self.ends[i - 1] if i else 0, self.ends[i]) for i in range(0, end, keep)]
         kept, ends = np.concatenate(parts), np.cumsum([len(part) for part in parts])
         reaches = None if self.reaches is None else self.reaches[kept]
         sessions = None if self.sessions is None else self.sessions[:end:keep]
-        return HashedBlocks(self.ids[kept], ends, self.inputs[:end:keep], self.hash_tokens, reaches, sessions)
+        passages = None if self.passages is None else self.passages.every(keep, end)
+        return HashedBlocks(self.ids[kept], ends, self.inputs[:end:keep], self.hash_tokens, reaches, sessions, passages)
 
 
 class Turn(NamedTuple):

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import isfinite
@@ -16,6 +16,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from mist.errors import TraceError
+from mist.workload.content import PassageIds
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 ARRIVAL = ("arrival", "arrival_time", "timestamp", "time")
@@ -38,6 +39,7 @@ class Records:
     hashes: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None  # ids of all prompts, where each one's end
     reaches: NDArray[np.int64] | None = None  # where in its prompt each id ends, tokens; None is equal lengths
     sessions: NDArray[np.int64] | None = None  # shape [n]
+    passages: PassageIds | None = None
 
     def __len__(self) -> int:
         return len(self.arrivals)
@@ -181,7 +183,7 @@ def _hashes(ids: Any, place: str) -> list[int]:
     return ids
 
 
-def flat(hashes: list[list[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def flat(hashes: Sequence[list[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """All ids in a row, and where each prompt's end."""
     ids = np.array([i for row in hashes for i in row], dtype=np.int64)
     return ids, np.cumsum([len(row) for row in hashes])

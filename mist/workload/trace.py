@@ -32,7 +32,7 @@ import numpy as np
 from mist.errors import InputError, TraceError
 from mist.units import PerSecond, Seconds
 from mist.workload.annotated import GZIPPED, beside, read_annotated
-from mist.workload.content import HashedBlocks
+from mist.workload.content import HashedBlocks, PassageIds
 from mist.workload.records import FORMATS, Records, read
 from mist.workload.traffic import Traffic, check_rate
 
@@ -43,18 +43,22 @@ class Trace:
 
     ``rate`` rescales time so that this many requests per second arrive on average; None keeps the recorded
     rate. The cycle closes with one mean gap between the last row and the first of the next round. Gaps longer than
-    ``longest_gap`` are cut to it: between recordings nothing was measured.
+    ``longest_gap`` are cut to it: between recordings nothing was measured. ``passage_tokens`` is the length of
+    passages that the trace names and gives no length of (RAGPulse without the files beside it).
     """
 
     path: str
     rate: PerSecond | None = None
     hash_tokens: int = 512  # tokens of a hash id; kvcache-ai/Mooncake, README
     longest_gap: Seconds | None = None
+    passage_tokens: int | None = None
 
     def __post_init__(self) -> None:
         check_rate(self.rate)
         if self.longest_gap is not None and not self.longest_gap > 0:
             raise InputError("longest_gap", self.longest_gap, "must be positive, or null for the gaps as recorded")
+        if self.passage_tokens is not None and self.passage_tokens < 1:
+            raise InputError("passage_tokens", self.passage_tokens, "must be at least 1, or null")
         if self.hash_tokens < 1:
             raise InputError("hash_tokens", self.hash_tokens, "must be at least 1")
 
@@ -83,7 +87,8 @@ class Trace:
             return None
         ids, ends = rows.hashes
         if rows.reaches is not None:
-            return HashedBlocks(ids, ends, rows.inputs, self.hash_tokens, rows.reaches, rows.sessions)
+            told = self._passages(rows)
+            return HashedBlocks(ids, ends, rows.inputs, self.hash_tokens, rows.reaches, rows.sessions, told)
         if len(ends) != len(rows):
             raise TraceError(self.path, f"{len(ends)} of {len(rows)} rows", "hash_ids must be in every row or in none")
         counts = np.diff(ends, prepend=0)
@@ -95,6 +100,20 @@ class Trace:
             why = f"request {wrong[0] + 1} has {found} hash_ids for {tokens} tokens: not {self.hash_tokens} tokens each"
             raise TraceError(self.path, "hash_ids", f"{why} (workload.hash_tokens)")
         return HashedBlocks(ids, ends, rows.inputs, self.hash_tokens, sessions=rows.sessions)
+
+    def names_passages(self) -> bool:
+        """Whether prompts say which passages they hold, and how long these are."""
+        told = self._passages(self._records())
+        return told is not None and bool(told.tokens.any())
+
+    def _passages(self, rows: Records) -> PassageIds | None:
+        told = rows.passages
+        if self.passage_tokens is None:
+            return told
+        if told is None or told.tokens.all():
+            why = "has no effect: no passage of this trace is of unknown length"
+            raise InputError("passage_tokens", self.passage_tokens, why, ["null"])
+        return told._replace(tokens=np.where(told.tokens, told.tokens, self.passage_tokens))
 
     def _records(self) -> Records:
         path = _existing(self.path)

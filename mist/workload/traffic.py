@@ -123,6 +123,12 @@ def class_names(workload: Workload) -> tuple[str, ...]:
     return tuple(workload.classes) if isinstance(workload, Classed) else ()
 
 
+def names_passages(workload: Workload) -> bool:
+    """Whether its prompts say which passages they hold, so that these can be found wherever they stand."""
+    told = getattr(workload, "names_passages", None)
+    return told is not None and told()
+
+
 def class_priorities(workload: Workload) -> frozenset[int]:
     """The priorities its requests have."""
     return (

@@ -12,11 +12,12 @@ import pytest
 
 from mist import routing
 from mist.build import build
-from mist.clients import seats
+from mist.clients import cascading, seats
 from mist.cluster import Cluster
 from mist.kernel import Kernel
 from mist.memory import choice
 from mist.metrics import within
+from mist.perf import cascade
 from mist.policy import Router, Scheduler
 from mist.pool import PoolSpec
 from mist.request import Request
@@ -80,10 +81,15 @@ def specs(make_pool, make_scenario, tiny, linear, sheet):
     """The pools of a mix, checked together; InputError where they are refused."""
 
     engine = {"block_tokens": BLOCK_TOKENS, "step_overhead": STEP, "request_overhead": TOKEN, "mixed_overhead": TOKEN}
+    engine["cascade_overhead"] = TOKEN
     base = make_pool(model=tiny, engine=engine)
     # slow enough for a tiny model to be bound by arithmetic here and by memory there
     slow = replace(
-        base.hardware, host_bandwidth=1e6, memory_bandwidth=3e8, peaks=dict.fromkeys(base.hardware.peaks, 3e9)
+        base.hardware,
+        host_bandwidth=1e6,
+        memory_bandwidth=3e8,
+        peaks=dict.fromkeys(base.hardware.peaks, 3e9),
+        multiprocessors=1,
     )
     base = replace(base, hardware=slow)
     models = {"tiny": tiny, "windowed": replace(tiny, name="windowed", window_layers=1, window=7)}
@@ -106,7 +112,7 @@ def specs(make_pool, make_scenario, tiny, linear, sheet):
             kind = drafts.pop("kind")
             drafter = {"model": replace(tiny, name="drafter", layers=1)} if kind is DraftModel else {}
             fields["speculation"] = kind(**drafts, **drafter)
-        engine = replace(base.engine, front_end=mix.front_end)
+        engine = replace(base.engine, front_end=mix.front_end, cascade_attention=mix.cascade)
         return replace(base, model=model, engine=engine, node=mix.node, **fields)
 
     def build_all(mix: Any) -> dict[str, PoolSpec]:
@@ -132,6 +138,9 @@ def play(one_by_one, plain_prefix_pool):
     def run(mix: Any, pools: dict[str, PoolSpec], *, slow: bool = False, each: Any = None) -> Served:
         kernel = Bounded()
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cascade, "SHORTEST", BLOCK_TOKENS)  # or no mix is large enough for cascade attention
+            for module in (cascade, cascading):
+                patch.setattr(module, "FEWEST", 2)
             if slow:
                 patch.setattr(seats, "Decoding", one_by_one)
                 patch.setattr(choice, "PrefixPool", plain_prefix_pool)
@@ -195,5 +204,5 @@ class Single:
         time: float = self.inner.step_time(shape)
         return time
 
-    def decode_stretch(self, decodes: int, context: int, *longest: int) -> Any:
-        return self.inner.decode_stretch(decodes, context, *longest)._replace(steps=1, slope=0.0)
+    def decode_stretch(self, decodes: int, context: int, *rest: int) -> Any:
+        return self.inner.decode_stretch(decodes, context, *rest)._replace(steps=1, slope=0.0)

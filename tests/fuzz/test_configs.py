@@ -40,6 +40,7 @@ PLAIN = {
         "router=least_tokens", "router=slo_aware", "router=heavy_light router.threshold=200",
     ),
     "front end": ("", "", "engine.front_end=5ms"),
+    "cascade": ("", "", "engine.cascade_attention=true"),
     "drain": ("", "", "window.drain=true"),
     "replicas": ("", "replicas=2", "replicas=3"),
     "memory": ("", "", "kv_blocks=400", "kv_blocks=400 preemption=swap", "kv_blocks=150", "kv_blocks=9000"),
@@ -74,6 +75,7 @@ WORKLOADS = {
     "gamma_lognormal": SHORT,
     "chat_sessions": "workload.apart=3 workload.system=200 prefix_caching=true",
     "two_class": "slo=two_class",
+    "rag_prompts": "workload.corpus=12 workload.pieces=3 workload.piece_tokens=100 workload.system=64",
     "closed_loop": "workload.concurrency=3 workload.inputs.low=100 workload.inputs.high=400 workload.outputs.low=1",
 }
 NETWORKS = ("network=flat node=pcie-box", "network=roce_llama3 node=hgx-h100 handover.layerwise=true")
@@ -88,6 +90,9 @@ HANDOVERS = (
 @cache
 def base(cluster: str, workload: str) -> dict[str, Any]:
     chosen = [f"cluster={cluster}", f"workload={workload}", "model=llama-3.2-1b", "hardware=l4", "window.patience=20"]
+    if workload == "rag_prompts":
+        first = "llm" if cluster == "one_pool" else "prefill"
+        chosen += [f"{first}.prefix_caching=true", f"{first}.tiers=passages"]
     return compose(chosen)
 
 

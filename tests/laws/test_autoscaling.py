@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from mist.build import build
 from mist.errors import InputError
-from mist.fleet import Autoscale
 from mist.pool import PoolSpec
+from mist.scaling import Autoscale
 from mist.simulate import serve
 from mist.slo import SLO
 from mist.spans import Span, mean_replicas, seconds

@@ -9,9 +9,16 @@ from hypothesis import strategies as st
 
 from mist.colocation import Colocation
 from mist.errors import InputError
+from mist.faults import NO_FAULTS, DrawnFaults, GivenFaults, Outage
+from mist.handover import HandoverSpec
+from mist.network import LinkSpec
+from mist.node import NodeSpec
 from mist.plan.routing import ByClass, Way
 from mist.plan.stages import Generate, Pipeline
 from mist.request import RequestClass
+from mist.roles import QueueRatio, SwitchRoles
+from mist.speculation import NGram
+from mist.topology import Topology
 from mist.workload.lengths import Fixed
 
 KINDS = (RequestClass("a"), RequestClass("b"))
@@ -105,6 +112,78 @@ def test_leaping_equals_stepping_and_everybody_ends(seed, rate, turns, caching, 
     assert [c.busy for c in fast.clients] == pytest.approx([c.busy for c in slow.clients])
     assert sum(c.leaps for c in fast.clients) <= sum(c.leaps for c in slow.clients)
     assert sum(client.busy for client in fast.clients) <= fast.kernel.now * (1 + 1e-9)
+
+
+def pair(pool, **decode):
+    """A prefill and a decode pool of one model."""
+    return {"a": pool(role="prefill"), "b": pool(role="decode", **decode)}
+
+
+@pytest.fixture
+def hand_over(drive):
+    """Serve one model by pools ``a`` and ``b``, which share their devices or do not."""
+
+    def go(pools, arrivals, colocated=True, **options):
+        shared = {"gpu": Colocation({"a": 1.0, "b": 1.7})} if colocated else None
+        return drive(pools, arrivals, LinkSpec("wire", 1e7, 1e-4), colocated=shared, **options)
+
+    return go
+
+
+def test_prompts_and_answers_on_the_same_devices_one_at_a_time_are_as_if_apart(hand_over, pool):
+    arrivals = [(2.0 * n, 30, 20) for n in range(10)]
+    together, apart = (hand_over(pair(pool), arrivals, colocated) for colocated in (True, False))
+    assert together.column("finished").tolist() == apart.column("finished").tolist()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("faults", [NO_FAULTS, DrawnFaults(0.05, 0.01, "migrate", 1000)])
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_leaping_equals_stepping_whatever_shares_the_devices(seed, faults, drafts, hand_over, serve, pool):
+    """Disaggregated pools, a pool that speculates, devices that fail."""
+    speculation = {"speculation": NGram(tokens=drafts, acceptance=0.6)} if drafts else {}
+    arrivals, options = load(24, 200.0, seed), {"faults": faults, "seed": seed, "until": 60.0}
+    for go, pools in ((hand_over, pair(pool, **speculation)), (serve, {"a": pool(), "b": pool(**speculation)})):
+        fast, slow = (go(pools, arrivals, one_by_one=one, **options) for one in (False, True))
+        assert (fast.cluster.completed, fast.cluster.in_flight) == (24, 0)
+        np.testing.assert_allclose(fast.column("finished"), slow.column("finished"), rtol=1e-9)
+        assert [r.retries for r in fast.requests] == [r.retries for r in slow.requests]
+        busy = [sum(c.busy_by_now for c in p.everybody) for run in (fast, slow) for p in run.cluster.pools.values()]
+        assert busy[:2] == pytest.approx(busy[2:], rel=1e-9)
+        assert not any(client.kv.used for client in fast.clients)
+
+
+def test_devices_fail_with_all_that_is_on_them(serve, pool, linear):
+    """A step of 3 s from 0 on, one of 1 s from 1 s on; both break off at 2 s and begin anew at 3 s, side by side."""
+    pools = {"a": pool(linear(3.0)), "b": pool(linear(1.0))}
+    faults = GivenFaults({"first": Outage(2.0, 1.0, 0, "a")}, "migrate", 3)
+    run = serve(pools, [(0.0, 4, 1), (1.0, 4, 1)], faults=faults)
+    assert run.column("finished").tolist() == [7.0, 5.0]
+    spent = [[client.busy for client in pool.everybody] for pool in run.cluster.pools.values()]
+    assert spent == [[3.0, 1.5], [1.0, 0.5]]  # what was had of the device, not the time that went by
+
+
+def test_drawn_failures_of_shared_devices_are_the_same_for_all_on_them(serve, pool):
+    run = serve({"a": pool(), "b": pool()}, load(40, 50.0), faults=DrawnFaults(0.1, 0.02, "migrate", 99), until=5.0)
+    a, b = (pool.fleet.history(5.0) for pool in run.cluster.pools.values())
+    assert a == b and len(a) > 20
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"faults": GivenFaults({"x": Outage(1.0, 1.0, 0, "b")}, "lose", 0)}, r"outage\.x\.pool = b: .* name that"),
+        ({"handover": HandoverSpec(layerwise=True)}, r"handover\.layerwise = true: .* whole caches"),
+        ({"network": Topology("flat")}, "network = flat: .* have one place"),
+        ({"roles": SwitchRoles(QueueRatio(2.0, 1.0), 1.0, 0.0)}, "keep their places and roles"),
+    ],
+)
+def test_what_does_not_go_with_shared_devices_is_refused_by_name(fields, told, make_scenario, pool):
+    pools = {n: replace(p, replicas=2, node=NodeSpec("box", 2, 1e9)) for n, p in pair(pool).items()}
+    with pytest.raises(InputError, match=told):
+        make_scenario(
+            pools, link=LinkSpec("wire", 1e7, 1e-4), colocated={"gpu": Colocation({"a": 1.0, "b": 1.0})}, **fields
+        )
 
 
 def test_the_devices_are_paid_for_once_and_stand_idle_once(make_pool, make_scenario, drawn):

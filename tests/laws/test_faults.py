@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from mist.autoscalers.queue_length import QueueLength
 from mist.errors import InputError
 from mist.faults import DrawnFaults, GivenFaults, Outage
-from mist.fleet import Autoscale, Fixed
 from mist.handover import HandoverSpec
 from mist.network import LinkSpec
 from mist.request import Stage
 from mist.roles import FixedRoles, QueueRatio, SwitchRoles
+from mist.scaling import Autoscale, Fixed
 from mist.simulate import serve
 from mist.spans import seconds
 

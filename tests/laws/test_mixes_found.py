@@ -12,13 +12,13 @@ from mist.autoscalers.target_utilization import TargetUtilization
 from mist.clients.llm import LLMClient
 from mist.errors import UnmeetableSLO
 from mist.faults import DrawnFaults, GivenFaults, Outage
-from mist.fleet import Autoscale
 from mist.handover import HandoverSpec
 from mist.kernel import Kernel
 from mist.memory.pool import BlockPool
 from mist.network import LinkSpec
 from mist.policy import Grant, PoolView, Preempt
 from mist.request import Request, RequestClass, Stage
+from mist.scaling import Autoscale
 from mist.schedulers.chunked_prefill import ChunkedPrefill
 from mist.simulate import refuse_unmeetable, serve
 from mist.speculation import NGram

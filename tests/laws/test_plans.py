@@ -390,6 +390,21 @@ def test_the_demand_foreseen_is_the_demand_served(run, pool):
     assert loads["b"].generations == 2
 
 
+def test_the_demand_of_branches_that_are_called_back_ends_when_they_are(run, pool):
+    """The first of three goes on; the others have written as much by then, one step more or less."""
+    plan = {
+        "f": Fork({"p": Path({"y": Generate(output=Geometric(40))}, 3)}, needs=1, unheard="abort", carries="none"),
+        "answer": Generate(),
+    }
+    n = 60
+    served = run(plan, [(100.0 * k, 30, 5) for k in range(n)], {"llm": pool})
+    traffic = Traffic(np.arange(n, dtype=float), np.full(n, 30), np.full(n, 5))
+    (load,) = demand(Pipeline(plan), traffic, 0, {"llm": None}).values()
+    assert load.generations * load.answer == pytest.approx(np.mean(served.column("generated")), rel=0.1)
+    whole = {**plan, "f": replace(plan["f"], unheard="run")}
+    assert load.answer < demand(Pipeline(whole), traffic, 0, {"llm": None})["llm"].answer / 2
+
+
 # what cannot be
 
 

@@ -16,12 +16,12 @@ from mist.faults import NO_FAULTS, DrawnFaults, Faults, GivenFaults, Outage
 from mist.fetching.always import Always
 from mist.fetching.faster import Faster
 from mist.fetching.never import Never
-from mist.fleet import Autoscale
 from mist.handover import GLOBAL, HandoverSpec
 from mist.network import LinkSpec
 from mist.node import ISOLATED, NodeSpec
 from mist.request import RequestClass
 from mist.roles import FIXED_ROLES, QueueRatio, Roles, SwitchRoles
+from mist.scaling import Autoscale
 from mist.speculation import DraftModel, Head, NGram
 from mist.tiers.spec import DrawnTier, DrawnTiers, StoredTier, StoredTiers
 from mist.topology import ONE_LINK, Network, Tier, Topology
@@ -73,6 +73,7 @@ class Mix:
     seed: int = 0
     model: str = "tiny"
     front_end: float = 0.0
+    cascade: bool = False  # the engines have cascade attention
     roofline: bool = False  # else steps take a time linear in their tokens
 
 
@@ -96,6 +97,7 @@ def any_mix(draw: st.DrawFn, tiered: bool = False) -> Mix:
         "seed": int(random.integers(1000)),
         "model": draw(st.sampled_from(["tiny", "tiny", "windowed"])),
         "roofline": draw(st.sampled_from([False, False, True])),
+        "cascade": draw(st.booleans()),
         "front_end": draw(st.sampled_from([0.0, 0.0, 1e-4 * 11**0.5])),
         "loop": draw(st.sampled_from([None, None, Loop(2, 1e-3 * 13**0.5), Loop(7, 0.0)])),
     }
@@ -107,7 +109,7 @@ def any_mix(draw: st.DrawFn, tiered: bool = False) -> Mix:
     switching = SwitchRoles(QueueRatio(2.0, 1.0), 0.05, 0.01)
     trading = groups == 1 and not scaled and draw(st.sampled_from([False, False, True]))
     link = LinkSpec("wire", draw(st.sampled_from([1e6, 1e8])), draw(st.sampled_from([0.0, 1e-4])))
-    if not trading and draw(st.booleans()):
+    if draw(st.booleans()):
         rest |= draw(places())
     return Mix(load, pools, link, handover, roles=switching if trading else FIXED_ROLES, **rest)
 

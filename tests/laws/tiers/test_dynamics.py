@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from mist.autoscalers.queue_length import QueueLength
 from mist.errors import InputError
 from mist.faults import DrawnFaults, GivenFaults, Outage
-from mist.fleet import Autoscale, Span
 from mist.network import LinkSpec
 from mist.plan.branches import Fork, Path
 from mist.plan.stages import Generate, Pipeline
+from mist.scaling import Autoscale
+from mist.spans import Span
 from mist.speculation import DraftModel, NGram
 from mist.tiers.prices import mean_tier_dollars, tier_dollars
 from mist.topology import ONE_LINK
