@@ -103,7 +103,11 @@ def markdown(answer: Validation) -> str:
     ]
     for name in dict.fromkeys(score.name for score in scores):
         own = [row for row in rows(scores) if row[0][0] == name]
-        said = [text for text in (answer.sets[name].about, answer.sets[name].limits) if text]
+        kind = answer.sets[name]
+        same = (
+            "" if kind.deployed or len(variants) == 1 else "No serving engine is replayed, so all choices answer alike"
+        )
+        said = [text for text in (kind.about, kind.limits, same) if text]
         lines += ["", f"## {name}", "", f"{'. '.join(said)}.", "", *_grid(own)]
     missing = [f"- no set describes `{file.name}`" for file in answer.foreign]
     missing += [f"- {problem}" for problem in answer.problems]
