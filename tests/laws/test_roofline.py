@@ -149,9 +149,9 @@ def test_a_faster_device_is_never_slower(hardware_name, steps, sheet):
     ]
     tp = min(2, device.scale_up_devices)
     for name in ("llama-3.1-8b", "mixtral-8x7b", "deepseek-v2-lite", "gemma-2-9b"):
+        now, others = steps(name, device, tp), [steps(name, other, tp) for other in faster]
         for shape in SHAPES:
-            now = steps(name, device, tp).step_time(shape)
-            assert all(steps(name, other, tp).step_time(shape) <= now for other in faster)
+            assert all(other.step_time(shape) <= now.step_time(shape) for other in others)
 
 
 def test_eight_bits_halve_the_layers_weights_and_the_cache(model_name, sheet):
