@@ -77,7 +77,7 @@ def _page(study: Told, beside: Sequence[Told], rows: Sequence[Row], others: Othe
     text = f"{states['ok']} feasible, {states['infeasible']} infeasible, {states['failed']} failed"
     yield f"\n{judged} designs judged: {text}."
     if study.answer.decided is not None and rows:
-        yield said(study.answer.decided, rows[0].value)
+        yield said(study.answer.decided)
     yield from cautions(rows)
     for rung, where in (("confirm", "At full fidelity"), ("", "While searching")):
         lines = [line for line in study.answer.lines if (line["rung"] == "confirm") == bool(rung)]

@@ -25,6 +25,8 @@ class Decided(Protocol):
     def left(self) -> int: ...
     @property
     def highest(self) -> float: ...
+    @property
+    def best(self) -> float: ...
 
 
 class Measured(Protocol):
@@ -36,13 +38,14 @@ class Measured(Protocol):
     def notes(self) -> tuple[str, ...]: ...
 
 
-def said(decided: Decided, best: float) -> str:
+def said(decided: Decided) -> str:
     """What bounds have decided: of so many designs, so many ruled out, and whether any that is left could be better."""
     nobody = f" ({decided.impossible} can serve nobody)" if decided.impossible else ""
     text = f"{decided.designs} designs: {decided.ruled_out} ruled out by their bounds{nobody}, {decided.judged} judged"
     if not decided.left:
         return f"{text}: no other can be among the leaders."
-    reach = f"at most {amount(decided.highest)} per dollar ({decided.highest / best:.2f} x the best)"
+    more = f" ({decided.highest / decided.best:.2f} x the best searched)" if decided.best else ""
+    reach = f"at most {amount(decided.highest)} per dollar{more}"
     return f"{text}, {decided.left} left open by the budget, which reach {reach}."
 
 

@@ -98,7 +98,7 @@ def print_answer(answer: Answer, to: Console) -> None:
     to.print()
     to.print(_counted(answer), soft_wrap=True)
     if answer.decided is not None and answer.rows:
-        to.print(said(answer.decided, answer.rows[0].value), soft_wrap=True)
+        to.print(said(answer.decided), soft_wrap=True)
     for name, command in answer.commands.items():
         label = {"capacity": "judge the best again", "simulate": "simulate it at capacity"}.get(name, name)
         to.print(Text.assemble((f"{label}:", "dim"), f"\n  {command}"), soft_wrap=True)

@@ -36,7 +36,8 @@ def of_json(line: Mapping[str, Any]) -> Bounded:
 class Standing:
     """How much of a space is decided.
 
-    ``impossible`` are those of the ``ruled_out`` that can serve nobody, ``highest`` the best bound of those ``left``.
+    ``impossible`` are those of the ``ruled_out`` that can serve nobody, ``highest`` the best bound of those ``left``,
+    ``best`` the best answer of the search.
     """
 
     designs: int
@@ -45,6 +46,7 @@ class Standing:
     impossible: int
     left: int
     highest: float
+    best: float
 
 
 def in_order(bounds: Iterable[Bounded]) -> list[Bounded]:
@@ -71,4 +73,5 @@ def standing(bounds: Sequence[Bounded], lines: Sequence[Mapping[str, Any]], lead
     limit = least(lines, leaders)
     left, out = [value for value in unknown if value > limit], [value for value in unknown if value <= limit]
     judged = len(bounds) - len(unknown)
-    return Standing(len(bounds), judged, len(out), out.count(0.0), len(left), max(left, default=0.0))
+    best = max((line["record"]["value"] for line in ranking.feasible(lines)), default=0.0)
+    return Standing(len(bounds), judged, len(out), out.count(0.0), len(left), max(left, default=0.0), best)
