@@ -117,9 +117,10 @@ class Switcher:
 
     def _change(self, role: str, index: int) -> None:
         """A replica, released from the other role, takes this one."""
-        new = self.fleets[role].order(self.spec.delay)
+        taker = self.fleets[role]
         if self.moved is not None:
-            self.moved(role, index, new)
+            self.moved(role, index, taker.next_index)
+        taker.order(self.spec.delay)
 
     def _view(self, fleet: Fleet) -> RoleView:
         live = [fleet.clients[index] for index in fleet.up]

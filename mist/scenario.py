@@ -187,8 +187,9 @@ class Scenario:
         """The nodes of so many replicas of a pool, by number; one for all where the network says nothing of nodes."""
         if not isinstance(self.network, Topology):
             return dict.fromkeys(range(replicas), 0)
-        places = self.network.places({name: spec.site() for name, spec in self.pools.items()})
-        return {index: places[pool, index] for index in range(replicas)}
+        sites = {name: spec.site() for name, spec in self.pools.items()}
+        places, kept = self.network.places(sites), sites[pool].replicas
+        return {index: places[pool, index % kept] for index in range(replicas)}
 
     @property
     def rate(self) -> float:

@@ -12,6 +12,7 @@ from mist.network import LinkSpec
 
 Level = Literal["node", "rack", "pod", "datacenter"]
 LEVELS: tuple[Level, ...] = ("node", "rack", "pod", "datacenter")
+WAYS = ("up", "down")
 
 
 class Site(NamedTuple):
@@ -138,6 +139,15 @@ class Wires:
         self._ways: dict[tuple[tuple[str, int], tuple[str, int]], Way] = {}
         self._stands: dict[tuple[str, int], tuple[str, int]] = {}  # in whose place, of those that changed their role
 
+    def node(self, place: tuple[str, int]) -> int:
+        """The first node of a replica, (pool, index).
+
+        One that begins while another drains may be one more than there are places for: it stands where the one does
+        that it follows in turn, with ports of its own.
+        """
+        pool, index = self._stands.get(place, place)
+        return self.nodes[pool, index % self.sites[pool].replicas]
+
     def move(self, old: tuple[str, int], new: tuple[str, int]) -> None:
         """The replica that was one, (pool, index), is another now, and stands where it stood."""
         self._stands[new] = self._stands.pop(old, old)
@@ -151,7 +161,8 @@ class Wires:
         return known
 
     def _lay(self, source: tuple[str, int], sink: tuple[str, int]) -> Way:
-        nodes = self.nodes[source], self.nodes[sink]
+        nodes = self.node(source), self.node(sink)
+        self.flows.lay(self._ports(source) | self._ports(sink))
         ends = self.sites[source[0]], self.sites[sink[0]]
         if nodes[0] == nodes[1]:
             path: Path = (_port(source, "inside", "up"), _port(sink, "inside", "down"))
@@ -172,25 +183,29 @@ class Wires:
         the links of the other direction.
         """
         start, end = self.topology.crossed(low), self.topology.crossed(high)
-        between = self.topology.tiers(self.nodes[place])[start:end]
+        place = self._stands.get(place, place)
+        between = self.topology.tiers(self.node(place))[start:end]
         path: Path = tuple(f"{name} up" for name, _ in between)
         latency = sum(tier.uplink.latency for _, tier in between)
         outside = self.sites[place[0]].outside
         if low == "node" != high and outside is not None:
+            self.flows.lay(self._ports(place))
             return (_port(place, "outside", "up"), *path), outside.latency + latency
         return path, latency
 
     def _capacities(self) -> dict[str, float]:
         found: dict[str, float] = {}
         for place, node in self.nodes.items():
-            site = self.sites[place[0]]
-            for reach, link in (("inside", site.inside), ("outside", site.outside)):
-                for way in ("up", "down"):
-                    if link is not None:
-                        found[_port(place, reach, way)] = link.bandwidth * site.devices
+            found |= self._ports(place)
             for name, tier in self.topology.tiers(node):
                 found |= {f"{name} {way}": tier.uplink.bandwidth for way in ("up", "down")}
         return found
+
+    def _ports(self, place: tuple[str, int]) -> dict[str, float]:
+        """The links of a replica's own devices, bytes per second."""
+        site = self.sites[place[0]]
+        links = [(reach, link) for reach, link in (("inside", site.inside), ("outside", site.outside)) if link]
+        return {_port(place, reach, way): link.bandwidth * site.devices for reach, link in links for way in WAYS}
 
 
 def _port(place: tuple[str, int], reach: str, way: str) -> str:

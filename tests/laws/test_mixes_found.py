@@ -170,11 +170,11 @@ def test_a_claim_that_is_forgotten_lets_the_next_in_line_have_the_room_at_once(g
 
 @pytest.mark.parametrize("prefix_caching", [False, True])
 def test_who_gave_way_gets_nothing_in_the_step_that_took_its_memory(
-    prefix_caching, scheduler_name, pool, drive, poisson
+    prefix_caching, preempting_name, pool, drive, poisson
 ):
     """Of several prompts begun, in short chunks, an older one may take a younger one's blocks."""
     limits = {"token_budget": 40, "max_running": 8}
-    one = pool(scheduler=scheduler_name, kv_blocks=16, prefix_caching=prefix_caching, limits=limits)
+    one = pool(scheduler=preempting_name, kv_blocks=16, prefix_caching=prefix_caching, limits=limits)
     short = {"long_prefill_threshold": 3} if hasattr(one.scheduler, "long_prefill_threshold") else {}
     one = replace(one, scheduler=recorded(replace(one.scheduler, **short)))
     run = drive(one, poisson(5, 60, 1000.0, (1, 40), (1, 20)))

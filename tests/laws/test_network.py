@@ -256,6 +256,17 @@ def test_a_pair_of_replicas_over_two_nodes_each_has_the_ports_of_all_its_devices
     np.testing.assert_allclose(flat.column("finished"), one.column("finished"), rtol=1e-12)
 
 
+def test_a_replica_that_begins_while_another_drains_has_a_place_beyond_the_last():
+    """An autoscaler may order one before the last of ``max_replicas`` has left: there was no place for its index."""
+    wires = Wires(Kernel(), Topology("flat"), sites(prefill=4, decode=4, devices=4))
+    assert [wires.node(("prefill", index)) for index in range(6)] == [0, 0, 1, 1, 0, 0]
+    beyond, first = wires.way(("prefill", 4), ("decode", 5)), wires.way(("prefill", 0), ("decode", 1))
+    assert beyond.latency == first.latency
+    assert not {*beyond.path} & {*first.path}
+    capacities = wires.flows.capacities
+    assert [capacities[link] for link in beyond.path] == [capacities[link] for link in first.path]
+
+
 def test_a_replica_that_changes_its_role_stays_where_it_stands():
     sites = {"p": Site(1, 2, 1, FAST, SLOW), "d": Site(1, 2, 1, FAST, SLOW)}
     wires = Wires(Kernel(), Topology("t", Tier(1, LinkSpec("leaf", 7.0, 0.25))), sites)

@@ -207,7 +207,18 @@ def test_the_usual_accelerators_hosts_and_projections_have_a_sheet(name: str) ->
 
 @pytest.mark.parametrize("path", [p for p in SHEETS if p.parent.name in ("hardware", "link", "node")], ids=address)
 def test_every_quantity_has_a_unit(path: Path) -> None:
-    counts = {"scale_up_devices", "cores", "tables", "devices", "peer_to_peer", "host_speed", "name", "vendor", "kind"}
+    counts = {
+        "scale_up_devices",
+        "cores",
+        "tables",
+        "devices",
+        "peer_to_peer",
+        "host_speed",
+        "multiprocessors",
+        "name",
+        "vendor",
+        "kind",
+    }
     flat = [(k, v) for k, v in read(path).items() if not isinstance(v, dict)] + list(
         read(path).get("peaks", {}).items()
     )
