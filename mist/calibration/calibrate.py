@@ -94,13 +94,11 @@ def calibrate(
         problems = dict.fromkeys(answer for answer in before if isinstance(answer, str))
         raise InputError("", ", ".join(files), "no cell can be replayed: " + "; ".join(problems))
     told = {name: f"given: engine.{name}={value}" for name, value in given.items()}
-    step = _decode_step([known[index] for index in {target.cell: None for target in targets}])
+    fitting = [known[index] for index in {target.cell: None for target in targets}]
+    changes = {**SCALARS, "front_end": _decode_step(fitting)}
     search = _Search(replays, targets, base)
     try:
-        estimates, cut = (
-            fit(search.errors, targets, base, told, {**SCALARS, **({"front_end": step} if step else {})}),
-            "",
-        )
+        estimates, cut = fit(search.errors, targets, base, told, changes), ""
     except OutOfTime:
         cut = f"time was over after {replays.done} replays ({minutes:g} minutes), before the search had converged"
         estimates = [Estimate(name, base[name], search.best[name], why=told.get(name, OUT_OF_TIME)) for name in SCALARS]
@@ -156,10 +154,10 @@ class _Search:
         return found
 
 
-def _decode_step(cells: Sequence[Measured]) -> float | None:
-    """The median time per token over the figures of ``cells`` that tell one, s."""
+def _decode_step(cells: Sequence[Measured]) -> float:
+    """The median time per token over the figures of ``cells`` that tell one, s; where none does, SCALARS'."""
     times = [cell.figures[name] for cell in cells for name in ("tpot_mean", "itl_mean") if name in cell.figures]
-    return float(np.median(times)) if times else None
+    return float(np.median(times)) if times else SCALARS["front_end"]
 
 
 def _of(own: Overrides, address: str) -> str:
