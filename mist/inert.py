@@ -14,6 +14,7 @@ from mist.node import ISOLATED
 from mist.overrides import Override, parse
 from mist.perf.measured import Measured
 from mist.perf.profile import Profile
+from mist.perf.tables.comm import fuses
 from mist.pool import PoolSpec
 from mist.scenario import Scenario
 from mist.schedulers.guaranteed_no_evict import GuaranteedNoEvict
@@ -50,7 +51,7 @@ def _inert(overrides: Sequence[str], config: Mapping[str, Any] | None) -> Iterat
     looks = {
         "tiers": _tier, "node": _node, "priority": _priority, "expert_skew": _skew, "hosts": _idle, "link": _link,
         "kernel_factor": _factor, "preemption": _preemption, "swap_space": _preemption,
-        "cascade_attention": _cascade, "passage_tokens": _passages, "corpus": _passages,
+        "cascade_attention": _cascade, "cascade_overhead": _cascade, "passage_tokens": _passages, "corpus": _passages,
     }  # fmt: skip
     looks |= dict.fromkeys((*OVERHEADS, *TIMED), _engine)
     typed = [(override, looks[key]) for override in map(parse, overrides) for key in looks if key in override.address]
@@ -87,8 +88,10 @@ def _tier(override: Override, scenario: Scenario) -> str:
 def _node(override: Override, scenario: Scenario) -> str:
     """Why ``[pool.]node[.option]`` does not matter; empty if it does."""
     pools, option = _spoken_to(override, scenario)
-    if option == ["node", "host_speed"] and not any(spec.engine.launch_time for spec in pools):
+    if option == ["node", "host_speed"] and not any(map(_launches, pools)):
         engine = pools[0].engine
+        if engine.launch_time:
+            return "a step log (perf=profile) holds what its host took already"
         return f"{engine.name} {engine.version} replays CUDA graphs; engine.launch_time=300us would use it"
     if isinstance(scenario.network, Topology):  # its replicas leave their nodes by the nodes' ports
         return ""
@@ -103,11 +106,16 @@ def _node(override: Override, scenario: Scenario) -> str:
 def _uses_node(spec: PoolSpec) -> bool:
     """Whether the layout's times or its being possible at all depend on the node."""
     devices, node = spec.replica.devices, spec.node
-    if spec.engine.launch_time and node.host_speed != 1:
+    if _launches(spec) and node.host_speed != 1:
         return True
     if devices == 1:
         return False
     return not node.peer_to_peer or devices > min(spec.replica.domain, spec.hardware.scale_up_devices)
+
+
+def _launches(spec: PoolSpec) -> bool:
+    """Whether the times depend on how fast a host launches kernels."""
+    return bool(spec.engine.launch_time) and not isinstance(spec.perf, Profile)
 
 
 def _priority(override: Override, scenario: Scenario) -> str:
@@ -120,9 +128,13 @@ def _priority(override: Override, scenario: Scenario) -> str:
 
 
 def _cascade(override: Override, scenario: Scenario) -> str:
-    """Why ``[pool.]engine.cascade_attention`` does not matter; empty if it does."""
+    """Why ``[pool.]engine.cascade_(attention|overhead)`` does not matter; empty if it does."""
     pools, option = _spoken_to(override, scenario)
-    if option != ["engine", "cascade_attention"] or override.raw.lower() == "false":
+    if option == ["engine", "cascade_overhead"]:
+        pools = [spec for spec in pools if spec.engine.cascade_attention]
+        if not pools:
+            return "what requests have in common is read by each of them; engine.cascade_attention=true reads it once"
+    elif option != ["engine", "cascade_attention"] or override.raw.lower() == "false":
         return ""
     whys = [spec.no_cascade for spec in pools]
     return whys[0] if whys and all(whys) else ""
@@ -172,10 +184,24 @@ def _engine(override: Override, scenario: Scenario) -> str:
     if option[:1] != ["engine"] or len(option) != 2:
         return ""
     if option[1] in TIMED:
-        timed = any(isinstance(spec.perf, Measured) for spec in pools)
-        return "" if timed else "it is about the kernels of operator tables, which only perf=measured reads"
+        return _timed(option[1], pools)
     logged = all(isinstance(spec.perf, Profile) for spec in pools)
     return "a step log (perf=profile) holds the engine's overheads already" if logged else ""
+
+
+def _timed(option: str, pools: Sequence[PoolSpec]) -> str:
+    """Why an option about timed kernels does not matter to any of these pools; empty if it does."""
+    pools = [spec for spec in pools if isinstance(spec.perf, Measured)]
+    if not pools:
+        return "it is about the kernels of operator tables, which only perf=measured reads"
+    if option == "captured_tokens" and all(spec.engine.launch_time for spec in pools):
+        return "an engine whose host launches every kernel replays no CUDA graph; engine.launch_time=0s does"
+    if option == "allreduce" and not any(fuses(spec.replica) for spec in pools):
+        spec = pools[0]
+        if spec.tp == 1:
+            return "one device has nothing to sum; tp=2 has"
+        return f"{spec.tp} x {spec.hardware.name} have no kernel that sums and normalises in one; 4 x h100 have"
+    return ""
 
 
 def _idle(override: Override, scenario: Scenario) -> str:

@@ -37,6 +37,20 @@ from mist.simulate import simulate
             ["tiers=drawn", "network=flat", "node=hgx-h100", "tiers.tiers.remote.shared_by=2"],
             r"shared_by = 2: has no effect: network=flat says who shares a store at=datacenter",
         ),
+        (["engine.cascade_overhead=1ms"], "has no effect: .* engine.cascade_attention=true reads it once"),
+        (
+            ["engine.cascade_attention=true", "engine.cascade_overhead=1ms", "prefix_caching=true", "pp=2"],
+            "has no effect: .* one pipeline stage",
+        ),
+        (
+            ["perf=measured", "engine.captured_tokens=256", "engine.launch_time=300us"],
+            r"captured_tokens = 256: has no effect: .* replays no CUDA graph; engine\.launch_time=0s does",
+        ),
+        (["perf=measured", "engine.allreduce=apart"], "apart: has no effect: one device has nothing to sum; tp=2 has"),
+        (
+            ["perf=measured", "engine.allreduce=apart", "hardware=a100", "tp=4"],
+            "apart: has no effect: 4 x a100 have no kernel that sums and normalises in one; 4 x h100 have",
+        ),
         (["perf=roofline", "perf.expert_skew=0.5"], r"perf\.expert_skew = 0\.5: has no effect: .* ep > 1"),
         (
             ["scheduler=guaranteed_no_evict", "preemption=swap"],
@@ -58,6 +72,9 @@ def test_what_changes_nothing_is_refused(overrides, message):
     [
         [],
         ["node=isolated"],
+        ["engine.cascade_attention=true", "engine.cascade_overhead=1ms", "prefix_caching=true"],
+        ["perf=measured", "engine.captured_tokens=256"],
+        ["perf=measured", "engine.allreduce=apart", "tp=4"],
         ["node=hgx-h100", "tp=8", "pp=2", "model=llama-3.1-70b"],
         ["node=pcie-box", "tp=2", "hardware=l40s"],
         ["node=nvl72", "tp=16", "model=llama-3.1-70b"],  # one domain, but wider than the sheet's
@@ -95,6 +112,12 @@ def test_overheads_beside_a_step_log_are_refused(log, scalar):
             refuse_inert(overrides, compose(overrides))
     for kept in ("engine.front_end=3ms", "engine.memory_utilization=0.8", "engine=vllm_0_10"):
         refuse_inert([*log, kept], compose([*log, kept]))
+
+
+def test_a_hosts_speed_is_refused_beside_a_step_log(log):
+    overrides = [*log, "engine=vllm_0_2", "node.host_speed=0.5"]
+    with pytest.raises(InputError, match=r"host_speed = 0\.5: has no effect: .* holds what its host took already"):
+        refuse_inert(overrides, compose(overrides))
 
 
 def test_overheads_are_accepted_where_one_pool_of_several_has_no_log(log):

@@ -1,6 +1,6 @@
 """An engine profile fitted to benchmarks: cells replayed, scalars fitted, errors before and after."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import inf
 from typing import Any
@@ -85,31 +85,18 @@ def calibrate(
     if perf == "profile":
         why = "a step log holds the engine's overheads already: there is nothing to fit"
         raise InputError("perf", perf, why, ["measured", "roofline"])
-    sheet = safe_load(choice_file("engine", engine).read_text(encoding="utf-8"))
-    given = {name: f"engine.{name}" for name in SCALARS if any(a.endswith(f"engine.{name}") for a in own)}
-    sheet |= {name: parse(f"{address}={_of(own, address)}").value for name, address in given.items()}
-    profile = build(EngineProfile, sheet, "engine")
-    base = {name: getattr(profile, name) for name in SCALARS}
+    given = {name: _of(own, f"engine.{name}") for name in SCALARS if any(a.endswith(f"engine.{name}") for a in own)}
+    base = _scalars(engine, given)
     replays = Replays(known, own, [name for name in SCALARS if name not in given], minutes * 60, shown)
     before = _first(replays, base, minutes, len(known))
-    usable = [index for index, answer in enumerate(before) if not isinstance(answer, str)]
-    targets = [
-        Target(index, figure, known[index].noise.get(figure))
-        for index in usable
-        if not held[index]
-        for figure in known[index].fitted
-        if figure in before[index]
-    ]
+    targets = _targets(known, before, held)
     if not targets:
         problems = dict.fromkeys(answer for answer in before if isinstance(answer, str))
         raise InputError("", ", ".join(files), "no cell can be replayed: " + "; ".join(problems))
-    told = {name: f"given: {address}={_of(own, address)}" for name, address in given.items()}
-    changes = {
-        **SCALARS,
-        "front_end": _decode_step([known[index] for index in {target.cell: None for target in targets}])
-        or SCALARS["front_end"],
-    }
-    search = _Search(replays, targets)
+    told = {name: f"given: engine.{name}={value}" for name, value in given.items()}
+    fitting = [known[index] for index in {target.cell: None for target in targets}]
+    changes = {**SCALARS, "front_end": _decode_step(fitting)}
+    search = _Search(replays, targets, base)
     try:
         estimates, cut = fit(search.errors, targets, base, told, changes), ""
     except OutOfTime:
@@ -118,9 +105,29 @@ def calibrate(
     replays.endless = True  # one pass more: what was found is scored
     after = replays.figures({one.name: one.value for one in estimates})
     compared = [*_compared(known, before, held, BEFORE), *_compared(known, after, held, AFTER)]
-    counted = sum(not held[index] for index in usable), sum(held[index] for index in usable)
+    usable = [out for out, answer in zip(held, before, strict=True) if not isinstance(answer, str)]
+    counted = usable.count(False), usable.count(True)
     fitted = list(dict.fromkeys(target.figure for target in targets))
     return Calibration(engine, perf, estimates, compared, fitted, counted, replays.done, own, cut)
+
+
+def _scalars(engine: str, given: Mapping[str, str]) -> dict[str, float]:
+    """Those of the base profile, s, and in their place those that were ``given``, as text."""
+    sheet = safe_load(choice_file("engine", engine).read_text(encoding="utf-8"))
+    sheet |= {name: parse(f"engine.{name}={value}").value for name, value in given.items()}
+    profile = build(EngineProfile, sheet, "engine")
+    return {name: getattr(profile, name) for name in SCALARS}
+
+
+def _targets(known: Sequence[Measured], before: Sequence[Figures | str], held: Sequence[bool]) -> list[Target]:
+    """The figures to fit of the cells that have an answer and are not held out."""
+    return [
+        Target(index, figure, cell.noise.get(figure))
+        for index, (cell, answer, out) in enumerate(zip(known, before, held, strict=True))
+        if not out and not isinstance(answer, str)
+        for figure in cell.fitted
+        if figure in answer
+    ]
 
 
 def _first(replays: Replays, base: Values, minutes: float, cells: int) -> list[Figures | str]:
@@ -135,9 +142,9 @@ def _first(replays: Replays, base: Values, minutes: float, cells: int) -> list[F
 class _Search:
     """Errors of the targets at any scalars, and the scalars with the least so far."""
 
-    def __init__(self, replays: Replays, targets: Sequence[Target]) -> None:
+    def __init__(self, replays: Replays, targets: Sequence[Target], base: Values) -> None:
         self._replays, self._targets, self._least = replays, targets, np.inf
-        self.best: Values = {}
+        self.best = base
 
     def errors(self, values: Values) -> Floats:
         found = self._replays.errors(values, self._targets)
@@ -147,10 +154,10 @@ class _Search:
         return found
 
 
-def _decode_step(cells: Sequence[Measured]) -> float | None:
-    """The median time per token over the figures of ``cells`` that tell one, s."""
+def _decode_step(cells: Sequence[Measured]) -> float:
+    """The median time per token over the figures of ``cells`` that tell one, s; where none does, SCALARS'."""
     times = [cell.figures[name] for cell in cells for name in ("tpot_mean", "itl_mean") if name in cell.figures]
-    return float(np.median(times)) if times else None
+    return float(np.median(times)) if times else SCALARS["front_end"]
 
 
 def _of(own: Overrides, address: str) -> str:

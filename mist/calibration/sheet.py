@@ -25,6 +25,7 @@ def sheet(answer: Calibration, files: Sequence[Path]) -> str:
         if (found := re.fullmatch(r"engine\.(\w+)", address)) and found[1] not in {e.name for e in answer.estimates}:
             body = _with(body, found[1], f"{found[1]}: {value} # given when it was calibrated")
     body = [line for line in body if not line.startswith("#")]  # what the base says of its own scalars
+    body = [re.sub(r"\bsee above$", f"see conf/engine/{answer.engine}.yaml", line) for line in body]
     return "\n".join([*_head(answer, files), *body, ""])
 
 

@@ -87,10 +87,12 @@ class LeapLoad:
 def no_cascade(replica: Replica, perf: PerfModel, *, prefix_caching: bool, role: str, drafts: int) -> str:
     """Why ``engine.cascade_attention`` does nothing on such a pool; empty if it does something."""
     model = replica.model
+    if role == "prefill":
+        return "a pool that only prefills decodes nothing"
+    if role == "decode":
+        return "a decode pool is sent whole caches, of which requests hold none in common"
     if not prefix_caching:
         return "requests hold no KV in common without prefix_caching=true"
-    if role != "both":
-        return "a pool that only prefills decodes nothing"
     if replica.pp > 1 or replica.dp > 1 or drafts:
         return "it is modelled on one pipeline stage and one copy of attention, without speculation"
     if model.kv_latent or model.window_layers == model.layers:

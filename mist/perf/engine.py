@@ -29,7 +29,7 @@ class EngineProfile:
     kernel_factor: float = 1.0  # time of its own kernels over the timed ones (perf=measured)
     launch_time: Seconds = 0.0  # the host's for a layer's kernels, one by one beside the device; 0 replays a CUDA graph
     front_end: Seconds = 0.0  # every request, before it is in line: HTTP, tokenising, hand-over to the engine
-    # of the largest CUDA graph; a step of fewer is padded to the next captured (perf=measured)
+    # of the largest CUDA graph; a step of fewer is padded to the next captured (perf=measured, launch_time=0)
     captured_tokens: int = 0
     # fused: the all-reduce adds residual and norm, where the device has such a kernel (perf=measured)
     allreduce: Literal["apart", "fused"] = "apart"

@@ -35,6 +35,8 @@ def _check_tp(replica: Replica) -> None:
         why = f"does not fill nodes of {domain} devices"
     else:
         why = f"{model.name} has {model.heads} heads and {model.kv_heads} KV heads, which {tp} does not divide"
+        if model.linear_key_heads % tp:
+            why = f"{model.name} has {model.linear_key_heads} key heads of linear attention, which {tp} does not divide"
     raise ImpossibleLayout("tp", tp, why, possible)
 
 

@@ -6,6 +6,7 @@ from math import floor
 
 from mist.perf.base import Explained, Replica, StepModel, StepShape, Stretch
 from mist.perf.cascade import CascadeSteps
+from mist.perf.engine import EngineProfile
 
 
 def launched(times: Callable[[Replica], CascadeSteps], replica: Replica, factor: float = 1.0) -> StepModel:
@@ -16,16 +17,24 @@ def launched(times: Callable[[Replica], CascadeSteps], replica: Replica, factor:
     engine = replica.engine
     if not engine.launch_time and factor == 1:
         return times(replica)
-    bare = replace(engine, step_overhead=0.0, request_overhead=0.0, mixed_overhead=0.0, launch_time=0.0)
-    return LaunchedSteps(times(replica._replace(engine=bare)), replica, factor)
+    return LaunchedSteps(times(replica._replace(engine=_on_device(engine))), replica, factor)
+
+
+def _on_device(engine: EngineProfile) -> EngineProfile:
+    """What is the device's of it: no overheads, and no padding where nothing is captured."""
+    captured = 0 if engine.launch_time else engine.captured_tokens
+    return replace(
+        engine, step_overhead=0.0, request_overhead=0.0, mixed_overhead=0.0, cascade_overhead=0.0, launch_time=0.0,
+        captured_tokens=captured,
+    )  # fmt: skip
 
 
 class LaunchedSteps:
     """step_overhead + requests x request_overhead + max(host, factor x device).
 
-    The host takes layers x launch_time, and mixed_overhead more for a step with a prompt chunk; the device works
-    through what is launched while the next kernels are (CUDA C++ Programming Guide, "Asynchronous Concurrent
-    Execution"). With no launch_time nothing overlaps: mixed_overhead is added.
+    The host takes layers x launch_time, and mixed_overhead more for a step with a prompt chunk, cascade_overhead for
+    one of decodes that reads a common prefix once; the device works through what is launched while the next kernels
+    are (CUDA C++ Programming Guide, "Asynchronous Concurrent Execution"). With no launch_time they are added.
     """
 
     def __init__(self, device: CascadeSteps, replica: Replica, factor: float) -> None:
@@ -34,19 +43,23 @@ class LaunchedSteps:
         self.uneven = getattr(device, "uneven", False)
 
     def step_time(self, shape: StepShape) -> float:
-        mixed = self._engine.mixed_overhead if shape.chunks else 0.0
+        more = self._engine.mixed_overhead if shape.chunks else self._engine.cascade_overhead if shape.shared else 0.0
         device = self._factor * self._device.step_time(shape)
-        return self._outside(shape.requests) + (max(self._host + mixed, device) if self._host else mixed + device)
+        return self._outside(shape.requests) + (max(self._host + more, device) if self._host else more + device)
 
     def decode_stretch(self, decodes: int, context: int, longest: int = 0, shared: int = 0) -> Stretch:
         """Level as long as the host is slower; the crossing ends a stretch."""
         steps, first, slope = self._device.decode_stretch(decodes, context, longest, shared)
         first, slope, outside = self._factor * first, self._factor * slope, self._outside(decodes)
-        if first > self._host:
+        more = self._engine.cascade_overhead if shared else 0.0
+        if not self._host:
+            return Stretch(steps, outside + more + first, slope)
+        host = self._host + more
+        if first > host:
             return Stretch(steps, outside + first, slope)
         if slope > 0:
-            steps = min(steps, _level_steps(self._host, first, slope))
-        return Stretch(steps, outside + self._host, 0.0)
+            steps = min(steps, _level_steps(host, first, slope))
+        return Stretch(steps, outside + host, 0.0)
 
     def explain(self, shape: StepShape) -> tuple[Explained, ...]:
         """The device's operators, and last what the step takes beyond them."""

@@ -250,9 +250,9 @@ class RooflineSteps:
     def _cascade_attention(self, decodes: int, context: float, shared: int) -> float:
         """Decode attention where every sequence begins with the same ``shared`` tokens, read once (perf/cascade.py).
 
-        Layers with a window do as they always do.
+        Layers with a window or a state do as they always do.
         """
-        time = 0.0
+        time = decodes * self._scan.state
         for window, pair, cached, query in self._attention_kinds:
             seen = context + decodes - decodes * shared
             if window:

@@ -100,11 +100,11 @@ def test_a_stranger_in_the_batch_ends_it(pool, drive):
 
 
 @pytest.mark.parametrize("blocks", [20_000, 260])
-@pytest.mark.parametrize("overhead", [0.0, 1e-3])
-def test_leaping_equals_stepping(blocks, overhead, pool, drive):
+@pytest.mark.parametrize(("overhead", "launch"), [(0.0, 0.0), (1e-3, 0.0), (1e-3, 250e-6)])
+def test_leaping_equals_stepping(blocks, overhead, launch, pool, drive):
     """With a stranger now and then, and with so little memory that some are preempted; energy too."""
     arrivals = [(0.0, 1001, 1), (FIRST, 700, 1), (SECOND, 1500, 1), (1.7, 1200, 1)]
-    spec = pool(kv_blocks=blocks, engine={"cascade_overhead": overhead})
+    spec = pool(kv_blocks=blocks, engine={"cascade_overhead": overhead, "launch_time": launch})
     spec = replace(spec, perf=replace(spec.perf, matmul_efficiency=1.0, bandwidth_efficiency=1.0))  # as the slow twin's
     fast, slow = (
         drive(spec, arrivals, pipeline=forked(24, output=90), cycle=4, one_by_one=slow) for slow in (False, True)
@@ -157,6 +157,12 @@ def test_what_is_shared_is_what_all_tables_begin_with(pool, drive):
 def test_where_it_does_nothing_it_is_refused(overrides, why):
     overrides = [*overrides, "engine.cascade_attention=true"]
     with pytest.raises(InputError, match=f"cascade_attention = true: has no effect: .*{why}"):
+        refuse_inert(overrides, compose(overrides))
+
+
+def test_a_decode_pool_is_not_told_to_cache_prefixes_which_it_cannot():
+    overrides = ["cluster=disaggregated", "decode.engine.cascade_attention=true"]
+    with pytest.raises(InputError, match="cascade_attention = true: has no effect: a decode pool is sent whole caches"):
         refuse_inert(overrides, compose(overrides))
 
 

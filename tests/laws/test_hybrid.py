@@ -73,6 +73,13 @@ def test_a_chunk_after_others_costs_linear_attention_no_more(make_pool, perf, hy
     assert model.step_time(later) - model.step_time(first) < 0.3 * (plain.step_time(later) - plain.step_time(first))
 
 
+def test_a_common_prefix_read_once_leaves_the_states_to_be_read(make_pool, perf, hybrid):
+    """Its queries and outputs are read again and merged, so a prefix of one token spares nothing."""
+    model = perf.of(make_pool(model=hybrid, hardware="h100", engine={"cascade_overhead": 0.0}).replica)
+    shape = StepShape(256, 256 * 300)
+    assert model.step_time(shape._replace(shared=1)) > model.step_time(shape)
+
+
 @TABLES
 @pytest.mark.parametrize(("hardware", "timed"), [("b300", True), ("h100", True), ("a100", False)])
 def test_a_result_says_whether_linear_attention_was_timed(hardware, timed, make_pool, sheet):
@@ -106,7 +113,7 @@ def test_a_hand_over_takes_the_state_along(make_pool, drive, hybrid, linear):
 
 def test_heads_of_linear_attention_must_be_divisible_too(make_pool, hybrid):
     make_pool(model=hybrid, hardware="b300", tp=2)
-    with pytest.raises(InputError, match="tp"):
+    with pytest.raises(InputError, match=r"tp = 2: .* has 1 key heads of linear attention, which 2 does not divide"):
         make_pool(model=replace(hybrid, linear_key_heads=1), hardware="b300", tp=2)
 
 

@@ -77,6 +77,23 @@ def test_kernels_of_another_version_take_a_factor_longer(roofline, replica):
         assert slower == pytest.approx(1.5 * timed + (2e-3 if shape.chunks else 0.0))
 
 
+@pytest.mark.parametrize("launch", [0.0, 100e-6, 900e-6])
+def test_what_reading_a_common_prefix_once_costs_is_the_hosts(launch, roofline, replica):
+    """Other kernels are no reason for it to take longer, and beside a device that is busier it is hidden."""
+    shape = StepShape(64, 64 * 3000, shared=2048)
+    bare = RooflineSteps(roofline, replica(cascade_overhead=0.0))
+    whole = replica(launch_time=launch, cascade_overhead=2e-3, mixed_overhead=1.0)
+    model = launched(lambda one: RooflineSteps(roofline, one), whole, 1.5)
+    device, host = 1.5 * bare.step_time(shape), 32 * launch + 2e-3
+    expected = max(device, host) if launch else device + 2e-3
+    assert model.step_time(shape) == pytest.approx(expected, rel=1e-12)
+    stretch = model.decode_stretch(64, 64 * 3000, 0, 2048)
+    assert stretch.first == pytest.approx(expected, rel=1e-12)
+    step = int(min(stretch.steps, 500)) - 1
+    later = model.step_time(StepShape(64, 64 * (3000 + step), shared=2048))
+    assert stretch.first + step * stretch.slope == pytest.approx(later, rel=1e-9)
+
+
 @settings(max_examples=60)
 @given(
     decodes=st.integers(1, 300), context=st.integers(1, 3000), launch=st.floats(50e-6, 900e-6), factor=st.floats(0.5, 2)

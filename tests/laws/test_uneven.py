@@ -100,6 +100,15 @@ def test_padded_rows_are_computed(steps):
 
 
 @TABLES
+def test_an_engine_that_replays_no_graph_pads_nothing(steps):
+    launch = {"launch_time": 1e-9}
+    padded, free = (steps("llama-3.1-8b", "h200", {"captured_tokens": most, **launch}) for most in (512, 0))
+    for tokens in (3, 17, 300):
+        shape = StepShape(tokens, tokens * 500)
+        assert padded.step_time(shape) == free.step_time(shape)
+
+
+@TABLES
 def test_an_all_reduce_takes_its_norm_along_where_the_engine_fuses_them(steps):
     for hardware, fused in (("b300", True), ("h100", True), ("a100", False), ("l40s", False)):
         together, apart = (steps("llama-3.1-70b", hardware, {"allreduce": how}, tp=4) for how in ("fused", "apart"))

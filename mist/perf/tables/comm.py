@@ -53,13 +53,20 @@ def fused_reduction(system: System, replica: Replica, apart: Curve, norm: Curve)
     torch.compile passes", AllReduce + RMSNorm): that engine's table, where the norm hides in the
     exchange. Larger sums are ``apart`` from their norms. None where there is no such kernel.
     """
-    most = FUSED_BYTES.get(system.name, {}).get(replica.tp)
-    together = _custom(system._replace(kernels="trtllm"), replica.tp)
-    if most is None or together is None or not replica.node.peer_to_peer or replica.tp > replica.domain:
+    if not fuses(replica):
+        return None
+    most, together = FUSED_BYTES[system.name][replica.tp], _custom(system._replace(kernels="trtllm"), replica.tp)
+    if together is None:
         return None
     sizes = np.sort(np.append(SIZES, most / ELEMENT + 1))
     seconds = [together(size) if size * ELEMENT <= most else apart(size) + norm(size) for size in sizes]
     return through(sizes, seconds)
+
+
+def fuses(replica: Replica) -> bool:
+    """Whether there is a kernel that sums, adds the residual and normalises, for these devices and so many of them."""
+    timed = replica.tp in FUSED_BYTES.get(replica.hardware.tables, {})
+    return timed and replica.node.peer_to_peer and replica.tp <= replica.domain
 
 
 def gathering(system: System, op: str, replica: Replica, devices: int, efficiency: float) -> Curve:
