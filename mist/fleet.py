@@ -58,9 +58,14 @@ class Fleet:
         if state is not None:
             self._now[index] = Span(index, state, now)
 
-    def order(self, startup: float) -> int:
-        """One replica more, in ``startup`` seconds; its index."""
-        index = next((i for i in range(len(self.clients)) if i not in self._now), len(self.clients))
+    @property
+    def vacant(self) -> int:
+        """The index of the next replica that is ordered."""
+        return next((i for i in range(len(self.clients)) if i not in self._now), len(self.clients))
+
+    def order(self, startup: float) -> None:
+        """One replica more, in ``startup`` seconds."""
+        index = self.vacant
         if index == len(self.clients):
             self.clients.append(self._start(index))
             self.outstanding.append(0)
@@ -69,7 +74,6 @@ class Fleet:
             self._renew(index)
         self._enter(index, "starting")
         self.kernel.after(startup, self._come_up, index, self._life[index])
-        return index
 
     def _renew(self, index: int) -> None:
         self.retired.append(self.clients[index])

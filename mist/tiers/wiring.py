@@ -29,6 +29,8 @@ class Wiring:
 
     def lay(self, place: Place, port: float) -> None:
         """A replica is new; ``port`` is the bandwidth of its host links together, bytes per second."""
+        self._stores = {key: store for key, store in self._stores.items() if key[1] != place}
+        self._ways = {key: way for key, way in self._ways.items() if key[1] != place}
         links = {_port(place, way): port for way in ("read", "write")}
         for name, tier in self.tiers.items():
             own = tier.link.bandwidth if tier.link is not None else inf
@@ -41,7 +43,7 @@ class Wiring:
         """The store of a tier that a replica uses, by name."""
         known = self._stores.get((tier, place))
         if known is None:
-            node = 0 if self._wires is None else self._wires.nodes.get(place, 0)
+            node = 0 if self._wires is None else self._wires.node(place)
             known = self._stores[tier, place] = store(self.tiers[tier], place[1], self.network, node)
         return known
 
