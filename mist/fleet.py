@@ -59,13 +59,13 @@ class Fleet:
             self._now[index] = Span(index, state, now)
 
     @property
-    def next_index(self) -> int:
-        """That of the replica ordered next."""
+    def vacant(self) -> int:
+        """The index of the next replica that is ordered."""
         return next((i for i in range(len(self.clients)) if i not in self._now), len(self.clients))
 
     def order(self, startup: float) -> None:
         """One replica more, in ``startup`` seconds."""
-        index = self.next_index
+        index = self.vacant
         if index == len(self.clients):
             self.clients.append(self._start(index))
             self.outstanding.append(0)

@@ -33,6 +33,7 @@ from mist.replicas import Pool
 from mist.request import Request
 from mist.scenario import Scenario
 from mist.slo import SLO
+from mist.spans import Span
 from mist.stage_times import stage_reports
 from mist.station_report import host_report, station_report
 from mist.steady import steady_notes
@@ -72,7 +73,7 @@ def outcome(  # noqa: PLR0917
     verdict, reason = _verdict(window, checks)
     goodput = sum(r.output for r in in_slo) / length
     held = 3600 / length if verdict == "ok" else 0.0
-    pools = {name: _pool(scenario, pool, kernel.now, window, requests) for name, pool in cluster.pools.items()}
+    pools = {name: _pool(scenario, cluster, name, window, requests) for name in cluster.pools}
     dollars = sum(pool.dollars_per_hour for pool in pools.values())
     stations = {
         n: station_report(s, scenario.price, kernel.now, (window.start, window.end))
@@ -161,7 +162,8 @@ def _counts(requests: Sequence[Request]) -> Counts:
     return Counts(len(requests), completed, len(requests) - completed - refused - lost, refused, lost)
 
 
-def _pool(scenario: Scenario, pool: Pool, elapsed: float, window: Observed, requests: Sequence[Request]) -> PoolReport:
+def _pool(scenario: Scenario, cluster: Cluster, name: str, window: Observed, requests: Sequence[Request]) -> PoolReport:
+    pool, elapsed = cluster.pools[name], cluster.kernel.now
     spec, clients, drawn = pool.spec, pool.everybody, pool.joules(elapsed)
     degrees = {"tp": spec.tp, "pp": spec.pp, "dp": spec.dp, "ep": spec.ep}
     fleet = None if pool.fleet is None else fleet_report(pool.fleet, window.start, window.end)
@@ -184,9 +186,9 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float, window: Observed, requ
         preemptions=sum(client.preemptions for client in clients),
         steps=sum(client.steps for client in clients),
         dollars_per_hour=spec.replica.devices * replicas * pool.part * scenario.price.of(spec.hardware.name)
-        + _tiers(scenario, pool, window),
+        + _tiers(scenario, cluster, pool, window),
         scheduler=_named(spec.scheduler),
-        layout=" x ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1),
+        layout=" x ".join(f"{kind} {degree}" for kind, degree in degrees.items() if degree > 1),
         node=spec.node.name,
         joules=drawn,
         watts=drawn / rented if rented else 0.0,
@@ -200,14 +202,17 @@ def _pool(scenario: Scenario, pool: Pool, elapsed: float, window: Observed, requ
     )
 
 
-def _tiers(scenario: Scenario, pool: Pool, window: Observed) -> float:
+def _tiers(scenario: Scenario, cluster: Cluster, pool: Pool, window: Observed) -> float:
     """Dollars per hour of the stores behind a pool, on average over the window."""
-    spec, fleet = pool.spec, pool.fleet
+    tiers, fleet, wires = pool.spec.tiers, pool.fleet, cluster.wires
     if fleet is None:
-        return tier_dollars(spec.tiers, scenario.network, scenario.nodes(pool.name, spec.replicas))
-    nodes = scenario.nodes(pool.name, len(pool.clients))
+        return tier_dollars(tiers, scenario.network, scenario.nodes(pool.name, pool.spec.replicas))
+
+    def node(span: Span) -> int:
+        return 0 if wires is None else wires.node((pool.name, span.replica), span.since)
+
     spans = fleet.history(max(fleet.kernel.now, window.end))
-    return mean_tier_dollars(spec.tiers, scenario.network, nodes, spans, window.start, window.end)
+    return mean_tier_dollars(tiers, scenario.network, node, spans, window.start, window.end)
 
 
 def _sources(pool: Pool, requests: Sequence[Request]) -> dict[str, float]:

@@ -97,7 +97,7 @@ class Switcher:
         decode: Fleet,
         moved: Callable[[str, int, int], None] | None = None,
     ) -> None:
-        """``moved`` is told of every change: to which role, and the index a replica had and has."""
+        """``moved`` is told of every change: to which role, and the index a replica had and will have."""
         self.kernel, self.spec, self.moved = kernel, spec, moved
         self.fleets = {"prefill": prefill, "decode": decode}
         kernel.after(spec.interval, self._tick)
@@ -117,10 +117,10 @@ class Switcher:
 
     def _change(self, role: str, index: int) -> None:
         """A replica, released from the other role, takes this one."""
-        taker = self.fleets[role]
+        fleet = self.fleets[role]
         if self.moved is not None:
-            self.moved(role, index, taker.next_index)
-        taker.order(self.spec.delay)
+            self.moved(role, index, fleet.vacant)
+        fleet.order(self.spec.delay)
 
     def _view(self, fleet: Fleet) -> RoleView:
         live = [fleet.clients[index] for index in fleet.up]

@@ -1,8 +1,10 @@
 """Where replicas stand, and which links lie between two of them: node, rack, pod, data centre."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
+from math import inf
 from typing import Literal, NamedTuple, Protocol
 
 from mist.errors import InputError
@@ -133,28 +135,32 @@ class Wires:
     """The links of a topology with these pools in it, and the ways over them."""
 
     def __init__(self, kernel: Kernel, topology: Topology, sites: Mapping[str, Site]) -> None:
-        self.topology, self.sites = topology, sites
+        self.kernel, self.topology, self.sites = kernel, topology, sites
         self.nodes = topology.places(sites)
         self.flows = Flows(kernel, self._capacities())
         self._ways: dict[tuple[tuple[str, int], tuple[str, int]], Way] = {}
-        self._stands: dict[tuple[str, int], tuple[str, int]] = {}  # in whose place, of those that changed their role
+        # since when a replica stands in whose place, of those that changed their role
+        self._moves: defaultdict[tuple[str, int], list[tuple[float, tuple[str, int]]]] = defaultdict(list)
 
-    def node(self, place: tuple[str, int]) -> int:
-        """The first node of a replica, (pool, index).
+    def move(self, old: tuple[str, int], new: tuple[str, int]) -> None:
+        """The replica that was one, (pool, index), is another now, and stands where it stood."""
+        self._moves[new].append((self.kernel.now, self._stands(old)))
+
+    def _stands(self, place: tuple[str, int], time: float = inf) -> tuple[str, int]:
+        return next((home for since, home in reversed(self._moves.get(place, ())) if since <= time), place)
+
+    def node(self, place: tuple[str, int], time: float = inf) -> int:
+        """The first node of a replica, (pool, index): now, or of the one that was at its index at a ``time``.
 
         One that begins while another drains may be one more than there are places for: it stands where the one does
         that it follows in turn, with ports of its own.
         """
-        pool, index = self._stands.get(place, place)
+        pool, index = self._stands(place, time)
         return self.nodes[pool, index % self.sites[pool].replicas]
-
-    def move(self, old: tuple[str, int], new: tuple[str, int]) -> None:
-        """The replica that was one, (pool, index), is another now, and stands where it stood."""
-        self._stands[new] = self._stands.pop(old, old)
 
     def way(self, source: tuple[str, int], sink: tuple[str, int]) -> Way:
         """From one replica, (pool, index), to another."""
-        source, sink = self._stands.get(source, source), self._stands.get(sink, sink)
+        source, sink = self._stands(source), self._stands(sink)
         known = self._ways.get((source, sink))
         if known is None:
             known = self._ways[source, sink] = self._lay(source, sink)
@@ -182,8 +188,8 @@ class Wires:
         With ``low``, from the place of that level, without the replica's port. The way down has the same latency and
         the links of the other direction.
         """
+        place = self._stands(place)
         start, end = self.topology.crossed(low), self.topology.crossed(high)
-        place = self._stands.get(place, place)
         between = self.topology.tiers(self.node(place))[start:end]
         path: Path = tuple(f"{name} up" for name, _ in between)
         latency = sum(tier.uplink.latency for _, tier in between)

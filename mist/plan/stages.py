@@ -50,6 +50,7 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         check_stages(self.stages)
+        check_corpora(self.stages)
 
     @property
     def plain(self) -> bool:
@@ -156,6 +157,19 @@ def names_corpus(pipeline: Pipeline) -> bool:
     """Whether some of its searches find what others found."""
     searches = [stage for _, stage in everything(pipeline.stages) if isinstance(stage, Serve)]
     return any(stage.corpus.passages is not None for stage in searches)
+
+
+def check_corpora(stages: Mapping[str, PipelineStage]) -> None:
+    """InputError where corpora of one name have not the same passages."""
+    known: dict[str, tuple[str, Serve]] = {}
+    for place, stage in everything(stages):
+        if not isinstance(stage, Serve) or stage.corpus.passages is None:
+            continue
+        name = stage.corpus.name
+        first, other = known.setdefault(name, (place, stage))
+        if (stage.corpus.passages, stage.piece_tokens) != (other.corpus.passages, other.piece_tokens):
+            why = f"{first} searches a corpus of this name that has other passages (passages, piece_tokens)"
+            raise InputError(f"{place}.corpus.name", name, why)
 
 
 def check_stages(stages: Mapping[str, PipelineStage]) -> None:

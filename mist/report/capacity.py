@@ -44,7 +44,7 @@ def capacity(answer: Capacity) -> RenderableType:
     if len(rates) > 1:
         spread = (max(rates.values()) - min(rates.values())) / answer.rate
         each = ", ".join(f"{rate:.3g}" for rate in rates.values())
-        head.append(f"   {len(rates)} seeds: {each} (spread {spread:.1%})")
+        head.append(f"   {len(rates)} seeds: {each} (spread {spread:.1%}); below: the least, seed {result.seed}")
     else:
         head.append("   one seed; --seeds 3 shows the spread", DIM)
     if result.pools:

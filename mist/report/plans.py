@@ -22,6 +22,7 @@ def plans(result: Result) -> Iterator[RenderableType]:
         yield Text()
         yield station_table(result)
     if result.hosts:
+        yield Text()
         yield host_table(result)
 
 

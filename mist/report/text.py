@@ -25,6 +25,7 @@ def simulation(result: Result) -> RenderableType:
     parts.extend(plans(result))
     if result.classes:
         parts.extend((Text(), class_table(result)))
+    parts.append(Text())
     parts.extend(Text(f"note: {note}", "yellow") for note in _notes(result))
     if result.prices:
         parts.append(Text(f"prices of {result.prices}", DIM))
@@ -83,9 +84,9 @@ def _dynamics(result: Result) -> Iterator[Text]:
         text = f"{name}: paid for {fleet.mean_replicas:.3g} replicas on average, {fleet.fewest} to {fleet.most}"
         text += f", {fleet.replica_seconds:,.0f} replica-seconds"
         if fleet.failures:
-            text += f"; {fleet.failures} failures, {fleet.availability:.3%} available"
+            text += f"; {fleet.failures} failure{'s' * (fleet.failures > 1)}, {fleet.availability:.3%} available"
         if fleet.joined:
-            text += f"; {fleet.joined} replicas changed to {roles[name]}"
+            text += f"; {fleet.joined} replica{'s' * (fleet.joined > 1)} changed to {roles[name]}"
         yield Text(text)
 
 
@@ -131,13 +132,14 @@ def _tiers(name: str, pool: PoolReport) -> Iterator[Text]:
     for tier, did in use.tiers.items():
         read = f"{did.reads:,} reads, {did.hit_tokens:,} tokens, {did.read_bytes / 1e9:,.3g} GB"
         took = f"{seconds(did.transfer_time)} each (P99 {seconds(did.transfer_time_p99)}), {seconds(did.wait)} waiting"
+        read = f"{read}, {took}" if did.reads else "nothing read"
         kept = f"; {did.written_bytes / 1e9:,.3g} GB written" if did.written_bytes else ""
         kept += f", at most {did.peak:.0%} full" if did.peak is not None else ""
         kept += f", {did.evicted:,} blocks evicted" if did.evicted else ""
         kept += f", {did.expired:,} expired" if did.expired else ""
         kept += f", {did.lost:,} lost with replicas" if did.lost else ""
         kept += f", {did.turned_away:,} turned away" if did.turned_away else ""
-        yield Text(f"  {tier}: {read}, {took}{kept}")
+        yield Text(f"  {tier}: {read}{kept}")
 
 
 def _served(result: Result) -> Text:
@@ -153,11 +155,11 @@ def _served(result: Result) -> Text:
         DIM,
     )
     served = f"\nserved {result.requests_per_second:.4g} requests/s"
-    good = f"; within SLO {result.attainment:.2%} of requests"
+    good = f"; within SLO {result.attainment:.2%} of requests" if result.slo else ""
     if not result.pools:  # nothing is generated
         return text.append(f"{served}{good}\ndrew {result.watts:,.0f} W\n")
     text.append(f"{served}, {result.output_tokens_per_second:,.0f} tokens/s")
-    text.append(f"{good}, {result.goodput_tokens_per_second:,.0f} tokens/s\n")
+    text.append(f"{good}, {result.goodput_tokens_per_second:,.0f} tokens/s\n" if good else "\n")
     if result.joules_per_token is not None:
         text.append(f"drew {result.watts:,.0f} W: {result.joules_per_token:.3g} J per output token")
         text.append(f", {result.tokens_per_joule:.3g} tokens per joule\n")
@@ -236,7 +238,9 @@ def _verdict(result: Result) -> Text:
             per_dollar = worth if result.dollars_per_hour else "free"
         price = f" at ${result.dollars_per_hour:.2f}/h"
         if result.stages is not None and result.pools:  # queries take different work
-            price += f", ${1000 * result.dollars_per_query:.3g} per 1,000 queries"
-        return Text.assemble(("SLO held: ", GOOD), (per_dollar, "bold"), price)
+            each = 1000 * result.dollars_per_query
+            price += f", ${each:,.2f} per 1,000 queries" if each >= 1 else f", ${each:.3g} per 1,000 queries"
+        held = ("SLO held: ", GOOD) if result.slo else ("no limits in slo: ", DIM)
+        return Text.assemble(held, (per_dollar, "bold"), price)
     name = {"slo_missed": "SLO missed: ", "unstable": "unstable, not scored: "}[result.verdict]
     return Text.assemble((name, f"bold {BAD}"), result.reason)

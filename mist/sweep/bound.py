@@ -4,6 +4,8 @@ A replica computes steps one after another, and a step that computes more takes 
 at least what their decodes alone would, in the largest batches that memory, the engine and the TPOT limit allow; and at
 least what their prompts alone would in the fullest chunks, the decoded tokens as if they were a prompt's beside them,
 and the caches that these read. Of a policy that never mixes the two, the decodes alone and the prompts alone add up.
+What a prompt may find in a cache or a tier is taken to cost nothing, and what requests have in common to take no memory
+and, where cascade attention reads it once, no reading.
 Requests per second are bounded by the slowest pool, and what a window passes as chance (``mist.metrics.unstable``) is
 granted on top. Nothing is served where a request that is alone misses a limit.
 
@@ -30,6 +32,7 @@ from mist.scenario import Scenario
 from mist.schedulers.continuous import Continuous
 from mist.schedulers.mixed import Mixed
 from mist.schedulers.static import Static
+from mist.tiers.spec import NO_TIERS
 from mist.ways import services
 from mist.workload.traffic import Traffic
 
@@ -98,7 +101,7 @@ def _worth(scenario: Scenario, traffic: Traffic, objective: str) -> float:
 
 def _refuse_late(scenario: Scenario, spec: PoolSpec, traffic: Traffic) -> None:
     """UnmeetableSLO where the prompts alone, each by itself, take longer than a limit on TTFT allows."""
-    if spec.role == "decode" or spec.prefix_caching or scenario.slo.classes:
+    if spec.role == "decode" or _finds(spec) or scenario.slo.classes:
         return
     stages, most = spec.steptimes(), _most(spec, int(traffic.inputs.max()))
     for limit in scenario.slo:
@@ -108,6 +111,11 @@ def _refuse_late(scenario: Scenario, spec: PoolSpec, traffic: Traffic) -> None:
         if limit.metric == "ttft" and idle > limit.limit:
             why = f"a prompt of {prompt} tokens alone takes {idle:.3g} s"
             raise UnmeetableSLO(f"slo.{limit.name}", f"{limit.limit:g} s", why)
+
+
+def _finds(spec: PoolSpec) -> bool:
+    """Whether a prompt may be found, in part, instead of computed."""
+    return spec.prefix_caching or spec.tiers != NO_TIERS
 
 
 def _most(spec: PoolSpec, longest: int) -> int:
@@ -136,14 +144,16 @@ def _seconds(spec: PoolSpec, room: int, asked: Asked, tpot: float) -> float:
 
     scheduler, drafts = spec.scheduler, spec.speculation.tokens
     most = _most(spec, asked.longest)
-    prompts = 0.0 if spec.role == "decode" or spec.prefix_caching else asked.prompt
+    prompts = 0.0 if spec.role == "decode" or _finds(spec) else asked.prompt
     decodes = 0.0 if spec.role == "prefill" else asked.decodes
     reading = prompts * _of_prompts(step, asked.prompt, most) if prompts else 0.0
-    batch = min(scheduler.max_running, int(room / max(asked.context, 1.0)) + 1)
-    writing = decodes * _of_decodes(step, asked.context, batch, tpot, drafts) if decodes else 0.0
+    fit = scheduler.max_running if spec.prefix_caching else int(room / max(asked.context, 1.0)) + 1
+    once = spec.engine.cascade_attention and not spec.no_cascade
+    batch, context = min(scheduler.max_running, fit), 1.0 if once else asked.context
+    writing = decodes * _of_decodes(step, context, batch, tpot, drafts) if decodes else 0.0
     if isinstance(scheduler, Continuous | Static):
         return (reading + writing) / spec.replicas
-    beside = decodes * (_of_prompts(step, ALONE, most) + _of_caches(step, asked.context, batch) / (1 + drafts))
+    beside = decodes * (_of_prompts(step, ALONE, most) + _of_caches(step, context, batch) / (1 + drafts))
     return max(writing, reading + beside if prompts else 0.0) / spec.replicas
 
 

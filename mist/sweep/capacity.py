@@ -76,7 +76,7 @@ class Capacity:
 
 
 def capacity(config: Mapping[str, Any], seeds: int = 1) -> Capacity:
-    """The capacity of the config's deployment, for that many seeds of the traffic from its own on, each to 2 %.
+    """The capacity of the config's deployment, for that many seeds from its own on, each to 2 %.
 
     All rates of one seed replay the same draws. ``workload.rate`` is what is sought, so it is ignored here
     and refused by the command line. Raises UnmeetableSLO where not one request keeps a limit when alone.
@@ -90,24 +90,28 @@ def capacity(config: Mapping[str, Any], seeds: int = 1) -> Capacity:
 
 
 def search(scenario: Scenario, traffic: Mapping[int, Traffic], limit_s: float) -> Capacity:
-    """As ``capacity``, on traffic drawn before; DeadlineExceeded after ``limit_s`` seconds of wall clock."""
+    """As ``capacity``, on traffic drawn before; DeadlineExceeded after ``limit_s`` seconds of wall clock.
+
+    A seed is that of plans, faults, routers and whatever else is drawn, too.
+    """
     deadline = monotonic() + limit_s
     results, probes = {}, 0
     for seed, draws in traffic.items():
+        seeded = replace(scenario, seed=seed)
 
-        def probe(rate: float, draws: Traffic = draws) -> Result:
+        def probe(rate: float, draws: Traffic = draws, seeded: Scenario = seeded) -> Result:
             nonlocal probes
             probes += 1
-            return serve(scenario, draws, rate, _until_certain(scenario, draws, deadline, limit_s))
+            return serve(seeded, draws, rate, _until_certain(seeded, draws, deadline, limit_s))
 
-        start = guess(scenario, draws)
+        start = guess(seeded, draws)
         if len(draws) >= COARSE * LEAST:
             found = _largest(partial(probe, draws=draws.thinned(COARSE)), start, ROUGH)
             start = found.rate * 0.95 if found.verdict == "ok" else start  # a shorter cycle takes a little more
         best = results[seed] = _largest(probe, start, PRECISION)
         if best.verdict not in ("ok", "infeasible"):  # once more, to the end
-            alone = serve(scenario, draws, best.rate, _before(deadline, limit_s))
-            refuse_unmeetable(scenario, draws, alone)
+            alone = serve(seeded, draws, best.rate, _before(deadline, limit_s))
+            refuse_unmeetable(seeded, draws, alone)
             reason = f"even when idle, {alone.reason}"
             best = results[seed] = replace(alone, verdict="infeasible", reason=reason)
         if best.verdict == "infeasible":

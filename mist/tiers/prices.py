@@ -1,7 +1,7 @@
 """What the stores of tiers cost."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mist.spans import Span, mean_replicas, paid
 from mist.tiers.spec import Tier, Tiers, store, tiers_of
@@ -22,13 +22,18 @@ def tier_dollars(tiers: Tiers, network: Network, nodes: Mapping[int, int]) -> fl
 
 
 def mean_tier_dollars(  # noqa: PLR0917
-    tiers: Tiers, network: Network, nodes: Mapping[int, int], spans: Sequence[Span], start: float, end: float
+    tiers: Tiers, network: Network, node: Callable[[Span], int], spans: Sequence[Span], start: float, end: float
 ) -> float:
-    """The same where replicas come and go, on average from ``start`` to ``end``: a store is paid while one uses it."""
+    """The same where replicas come and go, on average from ``start`` to ``end``: a store is paid while one uses it.
+
+    ``node`` is where a replica stood in a span.
+    """
     dollars = 0.0
     for tier in tiers_of(tiers).values():
-        for users in stores(tier, network, nodes).values() if tier.price else ():
-            dollars += tier.price * mean_replicas(_together([s for s in spans if s.replica in users]), start, end)
+        users: defaultdict[str, list[Span]] = defaultdict(list)
+        for span in spans if tier.price else ():
+            users[store(tier, span.replica, network, node(span))].append(span)
+        dollars += sum(tier.price * mean_replicas(_together(own), start, end) for own in users.values())
     return dollars
 
 

@@ -259,3 +259,12 @@ def test_a_corpus_that_nobody_looks_into_is_refused():
     refuse_inert(
         ["workload=rag_prompts", "workload.corpus=50"], compose(["workload=rag_prompts", "workload.corpus=50"])
     )
+
+
+def test_corpora_of_one_name_have_the_same_passages():
+    search = SEARCH["s"]
+    assert Pipeline({"a": search, "b": replace(search, corpus=Corpus(9, 0.5))})  # asked for otherwise
+    for other in (replace(search, corpus=Corpus(12, 1.0)), replace(search, piece_tokens=Fixed(PIECE + 1))):
+        with pytest.raises(InputError, match=r"stages.b.corpus.name = documents: stages.a searches a corpus"):
+            Pipeline({"a": search, "b": other})
+    assert Pipeline({"a": search, "b": replace(search, corpus=Corpus(12, 1.0, "others"))})

@@ -60,6 +60,22 @@ def test_no_design_exceeds_its_bound(seed):
     assert most < inf
 
 
+SHARED = (
+    "hardware=l4 workload=reused_contexts workload.contexts=2 workload.questions.inputs.mean=40"
+    " workload.questions.outputs.mean=200 prefix_caching=true slo.e2e_p99=1000s"
+)
+DRAWN = (
+    "hardware=h100 tiers=drawn tiers.fetch=always tiers.tiers.dram.hit=1 workload=gamma_lognormal"
+    " workload.inputs.mean=4200 workload.outputs.mean=2 slo.ttft_p99=60s"
+)
+
+
+@pytest.mark.parametrize("words", [SHARED, f"{SHARED} engine.cascade_attention=true", DRAWN])
+def test_no_design_whose_prompts_are_found_or_shared_exceeds_its_bound(words):
+    reached, most = judged(["slo=none", "perf=roofline", "workload.requests=200", *words.split()], OBJECTIVES[0])
+    assert 0 < reached <= most
+
+
 @pytest.mark.parametrize("words", [["autoscaler=queue_length"], ["pipeline=reasoning"], ["faults=drawn"]])
 def test_what_is_not_alike_all_the_time_has_no_bound(words):
     config = compose([*words, "workload.requests=100"])

@@ -6,11 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mist.compose import compose
 from mist.errors import InputError
 from mist.handover import HandoverSpec
+from mist.kernel import Kernel
 from mist.network import LinkSpec
 from mist.node import NodeSpec
-from mist.topology import ONE_LINK, Tier, Topology
+from mist.simulate import simulate
+from mist.spans import Span
+from mist.tiers.prices import mean_tier_dollars
+from mist.tiers.wiring import Wiring
+from mist.topology import ONE_LINK, Tier, Topology, Wires
 from mist.workload.lengths import Uniform
 
 SIZE = 256 * 80  # bytes of the 80 tokens that are fetched
@@ -159,6 +165,34 @@ def test_as_many_stores_are_paid_for_as_there_are_places(standing, make_scenario
         spec = standing(stored(at=at, price=10.0, shared_by=None), replicas=5)
         hourly = [make_scenario(spec, network=net).dollars_per_hour for net in (NET, ONE_LINK)]
         assert hourly[0] - hourly[1] == pytest.approx(10.0 * (stores - 1))
+
+
+def test_a_replica_in_another_role_uses_and_pays_for_the_store_where_it_stands(standing, stored):
+    """Two prefill replicas, on nodes 0 and 1; one from the decode pool, on node 2, takes the place of the second."""
+    tiers, kernel = stored(at="node", price=4.0), Kernel()
+    wires = Wires(kernel, FLAT, {name: replace(standing(), replicas=2).site() for name in ("prefill", "decode")})
+    wiring = Wiring(kernel, "prefill", tiers.tiers, wires)
+    assert wiring.store("store", ("prefill", 1)) == "node 1"
+    kernel.now = 10.0
+    wires.move(("prefill", 1), ("decode", 2))
+    wires.move(("decode", 0), ("prefill", 1))
+    wiring.lay(("prefill", 1), PORT)
+    assert wiring.store("store", ("prefill", 1)) == "node 2"
+    spans = [Span(0, "up", 0.0, 20.0), Span(1, "up", 0.0, 10.0), Span(1, "up", 15.0, 20.0)]
+    nodes = [wires.node(("prefill", span.replica), span.since) for span in spans]
+    assert nodes == [0, 1, 2]
+    paid = mean_tier_dollars(tiers, FLAT, lambda span: nodes[spans.index(span)], spans, 0.0, 20.0)
+    assert paid == pytest.approx(4.0 * (1 + 10 / 20 + 5 / 20))
+
+
+def test_more_replicas_of_a_role_than_to_begin_with_have_a_place_and_stores():
+    words = "cluster=disaggregated model=llama-3.2-1b workload=chat_sessions workload.requests=150 workload.rate=300"
+    words += " prefill.tiers=dram_nvme_remote prefill.prefix_caching=true prefill.replicas=3 decode.replicas=3 slo=none"
+    words += " network=flat prefill.node=hgx-h100 decode.node=hgx-h100 prefill.tiers.tiers.nvme.at=node perf=roofline"
+    words += " roles=queue_ratio roles.interval=100ms roles.policy.least=0.1 roles.policy.ratio=1.1 window.drain=true"
+    result = simulate(compose(words.split()))
+    assert max(pool.fleet.most for pool in result.pools.values()) > 3
+    assert result.counts.completed == result.counts.arrived
 
 
 @pytest.mark.parametrize(
