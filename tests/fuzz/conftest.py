@@ -18,6 +18,7 @@ from mist.kernel import Kernel
 from mist.memory import choice
 from mist.metrics import within
 from mist.perf import cascade
+from mist.perf.base import StepShape, Stretch
 from mist.policy import Router, Scheduler
 from mist.pool import PoolSpec
 from mist.request import Request
@@ -106,13 +107,13 @@ def specs(make_pool, make_scenario, tiny, linear, sheet):
         fields["scheduler"] = sampled(replace(schedulers[fields["scheduler"]], **fields.pop("limits")), options)
         fields["router"] = sampled(routers[fields["router"]], options)
         if not mix.roofline:
-            fields["perf"] = linear(STEP, TOKEN, CACHED)
+            fields["perf"] = Uneven(STEP, TOKEN, CACHED) if mix.uneven else linear(STEP, TOKEN, CACHED)
         if "speculation" in fields:
             drafts = dict(fields["speculation"])
             kind = drafts.pop("kind")
             drafter = {"model": replace(tiny, name="drafter", layers=1)} if kind is DraftModel else {}
             fields["speculation"] = kind(**drafts, **drafter)
-        engine = replace(base.engine, front_end=mix.front_end, cascade_attention=mix.cascade)
+        engine = replace(base.engine, front_end=mix.front_end, cascade_attention=mix.cascade, launch_time=mix.launch)
         return replace(base, model=model, engine=engine, node=mix.node, **fields)
 
     def build_all(mix: Any) -> dict[str, PoolSpec]:
@@ -186,6 +187,27 @@ def send(mix: Any, served: Served) -> None:
         kernel.at(request.arrived, begin)
     for request in served.requests:
         request.arrived = inf  # until it is sent
+
+
+@dataclass(frozen=True)
+class Uneven:
+    """A perf model whose decodes take what as many as long as the longest of them would."""
+
+    step: float
+    token: float
+    cached: float
+    uneven: bool = True
+
+    def of(self, replica: Any) -> "Uneven":
+        return self
+
+    def step_time(self, shape: StepShape) -> float:
+        read = shape.decodes * shape.longest if shape.longest else shape.context
+        return self.step + self.token * shape.tokens + self.cached * (read - max(shape.decodes - 1, 0) * shape.shared)
+
+    def decode_stretch(self, decodes: int, context: int, longest: int = 0, shared: int = 0) -> Stretch:
+        first = self.step_time(StepShape(decodes, context, longest=longest, shared=shared))
+        return Stretch(inf, first, self.cached * decodes)
 
 
 @dataclass(frozen=True)

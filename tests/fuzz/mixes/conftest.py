@@ -75,6 +75,8 @@ class Mix:
     front_end: float = 0.0
     cascade: bool = False  # the engines have cascade attention
     roofline: bool = False  # else steps take a time linear in their tokens
+    uneven: bool = False  # which then is that of a batch in which all are as long as the longest
+    launch: float = 0.0  # s, the engines' launch_time beside a roofline
 
 
 @st.composite
@@ -97,6 +99,8 @@ def any_mix(draw: st.DrawFn, tiered: bool = False) -> Mix:
         "seed": int(random.integers(1000)),
         "model": draw(st.sampled_from(["tiny", "tiny", "windowed"])),
         "roofline": draw(st.sampled_from([False, False, True])),
+        "uneven": draw(st.booleans()),
+        "launch": draw(st.sampled_from([0.0, 1e-4 * 17**0.5, 1e-4 * 18**0.5])),
         "cascade": draw(st.booleans()),
         "front_end": draw(st.sampled_from([0.0, 0.0, 1e-4 * 11**0.5])),
         "loop": draw(st.sampled_from([None, None, Loop(2, 1e-3 * 13**0.5), Loop(7, 0.0)])),
