@@ -38,6 +38,7 @@ class InputError(MistError):
             return text
         # of a misspelt option it is the name that is like a choice, and a number is no misspelling
         words = [word for word in (self.value, self.field.rpartition(".")[2]) if isinstance(word, str)]
+        words += [word.partition(".")[0] for word in words if "." in word]
         close = [match for word in words for match in get_close_matches(word, self.choices, n=1)]
         hint = f"; did you mean {close[0]}?" if close else ""
         return f"{text}{hint} (valid: {', '.join(self.choices)})"

@@ -131,3 +131,12 @@ def check_faults(faults: Faults, fixed: Mapping[str, int], pools: Mapping[str, i
         if not 0 <= outage.replica < fixed[outage.pool]:
             why = f"{outage.pool} has replicas 0 to {fixed[outage.pool] - 1}"
             raise InputError(f"outage.{name}.replica", outage.replica, why)
+
+
+def missed_outages(faults: Faults, start: float, end: float) -> list[str]:
+    """What to say of given outages that lie outside the window from ``start`` to ``end``."""
+    given = faults.outage.items() if isinstance(faults, GivenFaults) else ()
+    over = [name for name, outage in given if outage.at + outage.lasting <= start]
+    late = [name for name, outage in given if outage.at >= end]
+    told = [f"outage {name} is over before the window begins" for name in over]
+    return told + [f"outage {name} begins after the window" for name in late]

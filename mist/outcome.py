@@ -7,6 +7,7 @@ from mist import __version__
 from mist.clients.cascading import CascadeUse, CascadingClient
 from mist.clients.speculative import SpeculativeClient
 from mist.cluster import Cluster
+from mist.faults import missed_outages
 from mist.fleet_report import fleet_report
 from mist.memory.choice import prefix_use, swap_use
 from mist.metrics import (
@@ -86,6 +87,7 @@ def outcome(  # noqa: PLR0917
     notes = window_notes(slo, len(cohort), length, max(window.start, 0.0), figures["e2e"])
     for name, (own, members) in split(slo, cohort).items():
         notes.extend(f"class {name}: {note}" for note in tail_notes(own, len(members)) if name)
+    notes.extend(missed_outages(scenario.faults, window.start, window.end))
     if len(cohort) < window.cycle:
         notes.append("the run was stopped early")
     elif verdict != "unstable":

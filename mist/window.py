@@ -57,9 +57,9 @@ def window_notes(slo: SLO, cohort: int, length: float, warmup: float, e2e: Laten
     """
     notes = [] if slo.classes else tail_notes(slo, cohort)
     if warmup < e2e.p50:
-        notes.append(f"warm-up of {warmup:.1f} s is shorter than half of the requests take ({e2e.p50:.1f} s)")
+        notes.append(f"warm-up of {warmup:.3g} s is shorter than half of the requests take ({e2e.p50:.3g} s)")
     if length < 3 * e2e.p50:
-        notes.append(f"window of {length:.1f} s is shorter than three median requests ({e2e.p50:.1f} s each)")
+        notes.append(f"window of {length:.3g} s is shorter than three median requests ({e2e.p50:.3g} s each)")
     return notes
 
 

@@ -81,8 +81,9 @@ def _dynamics(result: Result) -> Iterator[Text]:
     for name, fleet in fleets.items():
         if fleet is None:
             continue
-        text = f"{name}: paid for {fleet.mean_replicas:.3g} replicas on average, {fleet.fewest} to {fleet.most}"
-        text += f", {fleet.replica_seconds:,.0f} replica-seconds"
+        what = "replica" if name in roles else "server"
+        text = f"{name}: paid for {fleet.mean_replicas:.3g} {what}s on average, {fleet.fewest} to {fleet.most}"
+        text += f", {fleet.replica_seconds:,.0f} {what}-seconds"
         if fleet.failures:
             text += f"; {fleet.failures} failure{'s' * (fleet.failures > 1)}, {fleet.availability:.3%} available"
         if fleet.joined:

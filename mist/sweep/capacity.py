@@ -1,6 +1,6 @@
 """Capacity: the largest arrival rate at which every SLO percentile holds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import exp, inf, log, sqrt
@@ -133,7 +133,7 @@ def judge(config: Mapping[str, Any], traffic: Mapping[int, Traffic], limit_s: fl
     answer = {key: value for key, value in found.to_json().items() if key in _NOTHING}
     answer["value"] = found.tokens_per_dollar
     answer["constraints"] = _constraints(result)
-    answer["metrics"] = _metrics(result)
+    answer["metrics"] = _metrics(result) | _worth(found.results.values())
     answer["notes"] = list(result.window.notes) if result.window else []
     return answer
 
@@ -155,8 +155,6 @@ def _metrics(result: Result) -> dict[str, float]:
         "output_tokens_per_s": result.output_tokens_per_second,
         "dollars_per_hour": result.dollars_per_hour,
         "attainment": result.attainment,
-        "requests_per_dollar": result.requests_per_dollar,
-        "input_tokens_per_dollar": result.input_tokens_per_dollar,
     }
     for name, figures in (result.latency or {}).items():
         metrics |= {f"{name}_p50": figures.p50, f"{name}_p99": figures.p99}
@@ -165,6 +163,12 @@ def _metrics(result: Result) -> dict[str, float]:
         for name, figures in got.latency.items():
             metrics |= {f"classes.{kind}.{name}_p50": figures.p50, f"classes.{kind}.{name}_p99": figures.p99}
     return {name: value for name, value in metrics.items() if value != inf}
+
+
+def _worth(results: Collection[Result]) -> dict[str, float]:
+    """What may be an objective beside tokens per dollar, as that is: mean over seeds."""
+    names = "requests_per_dollar", "input_tokens_per_dollar"
+    return {name: fmean(getattr(result, name) for result in results) for name in names}
 
 
 def _constraints(result: Result) -> dict[str, float]:

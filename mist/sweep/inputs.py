@@ -11,7 +11,7 @@ from mist.perf.base import PerfModel
 from mist.perf.tables.files import System
 from mist.sweep.bound import Bound
 from mist.sweep.identity import code, design_identity, digest, ordered_digest
-from mist.sweep.question import Sweep
+from mist.sweep.question import OPTIONS, Sweep
 from mist.sweep.workers import named
 from mist.workload.traffic import Traffic, Workload
 
@@ -96,7 +96,7 @@ def reach(sweep: Sweep, world: World, loads: Workloads) -> dict[str, str]:
     rungs = {"": sweep.overrides} | ({" on the screen": sweep.search_overrides} if sweep.screen else {})
     configs = {}
     for where, overrides in rungs.items():
-        base = configs[f"the base config{where}"] = world.compose(overrides({}))
+        base = configs[f"the base config{where}"] = _base(world, overrides({}))
         check_objective(sweep.objective, base)
         for label, designs in sweep.designs.probes():
             configs[f"the config of {label}{where}"] = _buildable(world, map(overrides, designs))
@@ -116,6 +116,16 @@ def reach(sweep: Sweep, world: World, loads: Workloads) -> dict[str, str]:
         "the judge": world.judge,
         **code(),
     }
+
+
+def _base(world: World, overrides: list[str]) -> Config:
+    """The config of these; where one names nothing of a deployment, it may have been meant for the sweep."""
+    try:
+        return world.compose(overrides)
+    except InputError as error:
+        if error.field or error.value not in {text.partition("=")[0] for text in overrides}:
+            raise
+        raise InputError("", error.value, error.why, (*OPTIONS, *error.choices)) from None
 
 
 def check_objective(objective: str, config: Config) -> None:

@@ -133,7 +133,7 @@ _SET_HERE = {
     "workload.rate": "has no effect: a sweep seeks the largest rate itself",
     "seed": "has no effect: the seeds of the traffic are the sweep's own (seeds, confirm.seeds)",
 }
-_OWN = tuple(f.name for f in fields(Sweep))
+OPTIONS = tuple(f.name for f in fields(Sweep))
 _QUOTED = frozenset(",={}[]()'\"\\:#")
 
 
@@ -161,7 +161,7 @@ def read(name: str, overrides: Sequence[str] = ()) -> tuple[str, dict[str, Any]]
     except yaml.YAMLError as error:
         raise InputError(str(path), name, f"not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
-        raise InputError(str(path), name, "a sweep is a map of options", _OWN)
+        raise InputError(str(path), name, "a sweep is a map of options", OPTIONS)
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
@@ -177,7 +177,7 @@ def sweep(data: Mapping[str, Any]) -> Sweep:
 
 def _lay(data: dict[str, Any], key: str, value: Value) -> None:
     first, _, rest = key.partition(".")
-    if first not in _OWN:
+    if first not in OPTIONS:
         data["base"] = {**(data.get("base") or {}), key: value}
         screen = data.get("screen")
         if isinstance(screen, dict):

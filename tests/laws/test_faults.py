@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mist.autoscalers.queue_length import QueueLength
 from mist.errors import InputError
-from mist.faults import DrawnFaults, GivenFaults, Outage
+from mist.faults import NO_FAULTS, DrawnFaults, GivenFaults, Outage, missed_outages
 from mist.handover import HandoverSpec
 from mist.network import LinkSpec
 from mist.request import Stage
@@ -166,3 +166,10 @@ def test_an_outage_of_nobody_is_refused(outage, field, make_pool, make_scenario)
     with pytest.raises(InputError) as caught:
         make_scenario(make_pool(replicas=2), faults=GivenFaults({"one": outage}, "migrate", 1))
     assert caught.value.field == f"faults.{field}"
+
+
+def test_an_outage_outside_the_window_is_told():
+    given = GivenFaults({"early": Outage(1.0, 4.0), "in": Outage(6.0, 9.0), "late": Outage(20.0, 1.0)}, "migrate", 1)
+    notes = ["outage early is over before the window begins", "outage late begins after the window"]
+    assert missed_outages(given, 5.0, 20.0) == notes
+    assert missed_outages(NO_FAULTS, 5.0, 20.0) == []

@@ -22,3 +22,11 @@ def test_a_capacity_over_seeds_is_that_of_each_seed_alone(words):
 def test_a_study_judges_a_seed_as_the_command_that_replays_it_does():
     config = compose(PLANS.split())
     assert judge(config, Workloads().traffic(config, [1]))["capacity"] == capacity({**config, "seed": 1}).rate
+
+
+def test_every_objective_of_a_study_of_several_seeds_is_their_mean():
+    config = compose(ROUTED.split())
+    traffic = Workloads().traffic(config, [0, 1])
+    both, *each = (judge(config, {seed: traffic[seed] for seed in seeds}) for seeds in ([0, 1], [0], [1]))
+    for objective in ("requests_per_dollar", "input_tokens_per_dollar"):
+        assert both["metrics"][objective] == pytest.approx(sum(one["metrics"][objective] for one in each) / 2)

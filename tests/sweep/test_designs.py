@@ -97,6 +97,7 @@ def test_a_trial_is_recorded_in_a_few_hundred_words(ask, tmp_path):
         ),
         ({"base": {**BASE, "slo.ttft_p99": "3 kg"}}, "slo.ttft_p99 = 3 kg: 'kg' is not a unit of time"),
         ({"screen": {"workload.requests": 0}}, "workload.requests = 0"),
+        ({"base": {**BASE, "budgt.designs": 3}}, "budgt.designs: no such address; did you mean budget?"),
     ],
 )
 def test_what_cannot_be_built_is_refused_before_anything_is_judged(ask, tmp_path, capsys, changes, message):
