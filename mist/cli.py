@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def simulate(arguments: argparse.Namespace) -> int:
-    requests = paths.writable(arguments.requests)
+    requests = paths.rows(arguments.requests)
     from mist.compose import compose
 
     config = compose(arguments.overrides)

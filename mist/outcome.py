@@ -15,6 +15,7 @@ from mist.metrics import (
     Check,
     ClassReport,
     Counts,
+    Latency,
     PoolReport,
     Result,
     SpeculationReport,
@@ -84,15 +85,10 @@ def outcome(  # noqa: PLR0917
     dollars += sum(station.dollars_per_hour for station in stations.values())
     dollars += sum(host.dollars_per_hour for host in hosts.values())
     tokens = sum(r.output for r in done)
-    notes = window_notes(slo, len(cohort), length, max(window.start, 0.0), figures["e2e"])
-    for name, (own, members) in split(slo, cohort).items():
-        notes.extend(f"class {name}: {note}" for note in tail_notes(own, len(members)) if name)
-    notes.extend(missed_outages(scenario.faults, window.start, window.end))
-    if len(cohort) < window.cycle:
-        notes.append("the run was stopped early")
-    elif verdict != "unstable":
+    notes = _notes(scenario, cohort, window, figures["e2e"])
+    if len(cohort) == window.cycle and verdict != "unstable":
         backlog, after = (window.backlog_start, window.backlog_end), kernel.now - window.end
-        notes.extend(steady_notes(slo, _counts(cohort), length, backlog, after))
+        notes += steady_notes(slo, _counts(cohort), length, backlog, after)
     return Result(
         verdict=verdict,
         reason=reason,
@@ -125,6 +121,18 @@ def outcome(  # noqa: PLR0917
         stations=stations or None,
         hosts=hosts or None,
     )
+
+
+def _notes(scenario: Scenario, cohort: Sequence[Request], window: Observed, e2e: Latency) -> list[str]:
+    """What to know of a window before its figures are used."""
+    slo = scenario.slo
+    notes = window_notes(slo, len(cohort), window.end - window.start, max(window.start, 0.0), e2e)
+    for name, (own, members) in split(slo, cohort).items():
+        notes.extend(f"class {name}: {note}" for note in tail_notes(own, len(members)) if name)
+    notes.extend(missed_outages(scenario.faults, window.start, window.end))
+    if len(cohort) < window.cycle:
+        notes.append("the run was stopped early")
+    return notes
 
 
 def _checks(slo: SLO, cohort: Sequence[Request], values: Mapping[str, list[float]]) -> dict[str, Check]:

@@ -5,27 +5,24 @@ from pathlib import Path
 from mist.errors import InputError
 
 
-def writable(name: str | None) -> Path | None:
+def rows(name: str | None) -> Path | None:
     """Where --requests writes its rows."""
-    if name is None:
-        return None
-    path = Path(name)
-    if path.suffix != ".parquet":
-        raise InputError("--requests", name, "the file's name must end in .parquet")
-    if not path.parent.is_dir():
-        raise InputError("--requests", name, f"there is no directory {path.parent}")
-    return path
+    return _writable("--requests", name, ".parquet")
 
 
 def page(name: str | None) -> Path | None:
     """Where --write writes a page."""
+    return _writable("--write", name, ".md")
+
+
+def _writable(option: str, name: str | None, suffix: str) -> Path | None:
     if name is None:
         return None
     path = Path(name)
-    if path.suffix != ".md":
-        raise InputError("--write", name, "the file's name must end in .md")
+    if path.suffix != suffix:
+        raise InputError(option, name, f"the file's name must end in {suffix}")
     if not path.parent.is_dir():
-        raise InputError("--write", name, f"there is no directory {path.parent}")
+        raise InputError(option, name, f"there is no directory {path.parent}")
     return path
 
 

@@ -79,7 +79,7 @@ def judged(judge: str, config: dict[str, Any], traffic: Mapping[int, Traffic], l
     try:
         record = json.loads(json.dumps(judging(config, traffic, limit_s), allow_nan=False))
         answer = {"record": record, "error": None}
-    except Exception as error:
+    except Exception as error:  # whatever it is, it is the answer for this design
         answer = {"record": None, "error": told(error)}
     return {**answer, "wall_s": time.perf_counter() - began}
 
