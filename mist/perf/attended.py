@@ -8,6 +8,10 @@ from mist.perf.base import Explained
 from mist.perf.tables.operators import Layers
 
 Chunks = tuple[tuple[int, int], ...]
+SIDE_BY_SIDE = (
+    128,
+    512,
+)  # tokens of a lone prompt whose tiles of queries all run at once: longer ones only pass over more
 
 
 class Attention:
@@ -24,6 +28,7 @@ class Attention:
         self._whole: dict[int, float] = {}  # s, of prompts alone by their tokens
         longest = layers.prompt.lengths[-2]
         self._pair = layers.prompt.row(1)[-2] / self._pairs(int(longest), 0)  # s per query-key pair at full speed
+        self._pass = self._one_pass() if layers.prompt.whole else (0.0, 0.0)
 
     def decode(self, decodes: int, context: float, longest: int = 0) -> float:
         """One token of each of ``decodes`` sequences, which hold ``context`` tokens together.
@@ -103,7 +108,8 @@ class Attention:
     def _chunk(self, row: tuple[float, ...], together: float, chunk: int, past: int) -> float:
         """A chunk after ``past`` tokens has their share of the whole prompt's query-key pairs.
 
-        It takes no less than a prompt of its own length, and no less than reading what it attends to.
+        It takes no less than a prompt of its own length, no less than reading what it attends to, and no less than
+        one tile of queries needs to pass over that, where the kernel does not split it.
         """
         if not past:
             return self._prompt(row, chunk)
@@ -113,7 +119,15 @@ class Attention:
         if self._layers.module:  # what grows with tokens is shared by tokens, the rest by pairs
             squared = min(max(2 - 4 * self._prompt(row, seen / 2) / whole, 0.0), 1.0)
             share = squared * share + (1 - squared) * chunk / seen
-        return max(whole * share, self._prompt(row, chunk), together * self._reading(seen))
+        once, each = self._pass
+        passing = once + each * (min(seen, self._window) if self._window else seen)
+        return max(whole * share, self._prompt(row, chunk), together * self._reading(seen), passing)
+
+    def _one_pass(self) -> tuple[float, float]:
+        """Seconds of a tile of queries that attends to nothing, and more for every key."""
+        row, (short, long) = self._prompt_row(1), SIDE_BY_SIDE
+        each = (self._prompt(row, long) - self._prompt(row, short)) / (long - short)
+        return self._prompt(row, short) - each * short, each
 
     def _reading(self, seen: int) -> float:
         """One sequence's cache in one layer."""

@@ -120,3 +120,19 @@ def test_an_all_reduce_takes_its_norm_along_where_the_engine_fuses_them(steps):
             assert (together.step_time(shape) < apart.step_time(shape)) == fused
         long = StepShape(0, 0, ((16_384, 0),))
         assert together.step_time(long) == pytest.approx(apart.step_time(long), rel=0.02)
+
+
+@TABLES
+def test_a_token_after_a_long_past_waits_for_one_tile_to_pass_over_it_where_the_kernel_does_not_split_it(steps):
+    """Of a lone prompt the last tile of queries passes over all keys while the others run beside it."""
+    for hardware, kernels, waits in (("b300", "vllm", True), ("b300", "trtllm", True), ("h100", "vllm", False)):
+        model = steps("llama-3.1-8b", hardware, {"kernels": kernels})
+
+        def attention(chunk, past, model=model):
+            parts = {part.operator: part.seconds for part in model.explain(StepShape(0, 0, ((chunk, past),)))}
+            return parts["prompt attention"]
+
+        each = (attention(512, 0) - attention(128, 0)) / 384
+        waiting = [attention(1, past) - attention(1, 0) >= 0.9 * each * past for past in (4_000, 16_000, 64_000)]
+        assert all(waiting) if waits else not any(waiting)
+        assert attention(8192, 8192) == pytest.approx(attention(16384, 0) * 3 / 4, rel=0.01)  # its share of the pairs

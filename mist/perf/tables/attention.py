@@ -14,6 +14,9 @@ KV_DTYPES = {"bf16": "bfloat16", "fp8": "fp8"}
 # Part of the name of TensorRT-LLM's generated kernels (trtllm-gen), as the tables have it: they split each cache of a
 # batch into equally many parts, so that all wait for the longest. FlashAttention 3 balances the parts by length.
 UNEVEN = "trtllm"
+# Of kernels over prompts that do not split what a tile of queries attends to: TensorRT-LLM has several blocks share a
+# sequence in the generation phase only (TensorRT-LLM documentation, "Attention Mechanisms", multi-block).
+WHOLE = ("trtllm", "torch_flow")
 
 
 class Heads(NamedTuple):
@@ -47,19 +50,23 @@ def _of(system: System, heads: Heads, window: int, file: str, checked: Callable[
         for own in (window, 0) if window else (0,):
             grid = _of_size(_of_window(table, own), heads, prompt)
             if grid is not None:
-                grid = grid._replace(uneven=not prompt and _waits(table))
+                grid = (
+                    grid._replace(whole=_named(table, WHOLE))
+                    if prompt
+                    else grid._replace(uneven=_named(table, (UNEVEN,)))
+                )
                 cut = windowed_prompt if prompt else windowed
                 return grid if own else cut(checked(grid), window) if window else checked(grid)
     what = f"{'prompt' if prompt else 'decode'} attention with {heads.query} heads, {heads.kv} KV heads of "
     raise system.refuse(f"{what}{heads.size} elements and a {kind} cache")
 
 
-def _waits(table: Rows) -> bool:
-    """Whether the kernel of most rows waits for its longest sequence."""
+def _named(table: Rows, parts: tuple[str, ...]) -> bool:
+    """Whether the kernel of most rows has one of these parts in its name."""
     if "kernel_source" not in table or not len(table):
         return False
-    word = np.bincount(table["kernel_source"]).argmax()
-    return UNEVEN in table.words["kernel_source"][word]
+    word = table.words["kernel_source"][np.bincount(table["kernel_source"]).argmax()]
+    return any(part in word for part in parts)
 
 
 def _of_window(table: Rows, window: int) -> Rows:

@@ -18,6 +18,7 @@ class Grid(NamedTuple):
     longest: tuple[float, ...]  # by batch: the greatest length measured
     source: Source = "measured"
     uneven: bool = False  # whether the kernel waits for its longest sequence
+    whole: bool = False  # whether one tile of queries passes over all that it attends to by itself
 
     def source_at(self, batch: float, length: float) -> Source:
         """How the time of ``batch`` sequences of ``length`` tokens each is known."""
