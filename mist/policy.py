@@ -85,8 +85,11 @@ class EngineView(Protocol):
     def cached(self, request: Request) -> int:
         """Tokens of a running request that are in the cache."""
 
-    def step_time(self, chunks: tuple[tuple[int, int], ...]) -> float:
-        """Predicted seconds of a step of every decoding request and these prompt chunks (tokens, cached before)."""
+    def step_time(self, chunks: tuple[tuple[int, int], ...], last: Request) -> float:
+        """Predicted seconds of a step of every decoding request and these prompt chunks (tokens, cached before).
+
+        All but the ``last`` one's were granted.
+        """
 
     def need(self, request: Request, tokens: int) -> int:
         """Free blocks it takes for the request's first ``tokens`` tokens to be in the cache."""

@@ -1,7 +1,8 @@
 """A pool: equal engines on devices of their own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Literal
 
@@ -19,6 +20,7 @@ from mist.perf.base import PerfModel, Replica, StepModel
 from mist.perf.collective import fabric
 from mist.perf.engine import EngineProfile
 from mist.perf.footprint import block_bytes, check_layout, kv_blocks
+from mist.perf.measured import Measured
 from mist.perf.power import LINEAR, LinearPower, Power
 from mist.perf.profile import check_profile
 from mist.perf.stages import stages
@@ -202,13 +204,21 @@ class PoolSpec:
         drafting = self.perf.of(drafting_replica(self.replica, drafter)) if drafter is not None else None
         return [DraftedSteps(target, drafting, drafts)]
 
+    @property
+    def _rows(self) -> Callable[[int], int]:
+        """Tokens computed in a step of so many: CUDA graphs are padded, where step times know of it."""
+        if isinstance(self.perf, Measured) and not self.engine.launch_time:
+            return partial(self.engine.computed, copies=self.dp)
+        return int
+
     def loads(self, drafts: Speculation | None = None) -> list[Power]:
         """What steps ask of the devices of each pipeline stage, the passes of a drafter included."""
         drafts = drafts or self.speculation
-        efficiency = [getattr(self.perf, f"{name}_efficiency", 1.0) for name in ("matmul", "bandwidth")]
-        targets = [self.power.of(stage, *efficiency) for stage in stages(self.replica)]
+        matmul, bandwidth = (getattr(self.perf, f"{name}_efficiency", 1.0) for name in ("matmul", "bandwidth"))
+        full = partial(self.power.of, matmul=matmul, bandwidth=bandwidth, rows=self._rows)
+        targets = [full(stage) for stage in stages(self.replica)]
         drafter = drafts.drafter(self.model)
         if drafter is None:
             return [*targets]
-        drafting = self.power.of(drafting_replica(self.replica, drafter), *efficiency)
+        drafting = full(drafting_replica(self.replica, drafter))
         return [DraftedLoad(targets[0], drafting, drafts)]

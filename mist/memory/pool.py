@@ -91,6 +91,10 @@ class BlockPool:
         """Seconds by which transfers put off the step about to run; asking starts the count anew."""
         return 0.0
 
+    def expected_delay(self, request: Request) -> float:  # noqa: ARG002
+        """What ``delay`` would be, with this request in the step."""
+        return 0.0
+
     def _take(self, blocks: int) -> None:
         self.used += blocks
         if self.used > self.peak:  # noqa: PLR1730 - in the innermost loop

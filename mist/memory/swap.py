@@ -84,6 +84,9 @@ class SwapPool(BlockPool):
         moved, self._moved = self._moved, 0
         return self.host.time(moved)
 
+    def expected_delay(self, request: Request) -> float:
+        return self.host.time(self._moved + -(-self._away.get(request.id, 0) // self.block_tokens))
+
     def use(self) -> SwapUse:
         """What has been moved so far."""
         size = self.host.block_bytes * self.host.devices
