@@ -82,6 +82,12 @@ class EngineView(Protocol):
     def hit(self, request: Request) -> int:
         """Tokens of a waiting request that the prefix cache holds."""
 
+    def chunk(self, request: Request, tokens: int) -> int:
+        """The most that a step can take of a request's next ``tokens`` tokens; none where it can take no part of them.
+
+        Fewer than all for a hybrid model whose prefixes are cached: what it keeps, it keeps where chunks end.
+        """
+
     def cached(self, request: Request) -> int:
         """Tokens of a running request that are in the cache."""
 

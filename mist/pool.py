@@ -1,12 +1,13 @@
 """A pool: equal engines on devices of their own."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from typing import Literal
 
 from mist.clients.cascading import no_cascade
+from mist.clients.hybrid import aligned_block, check_prefix_states, state_blocks
 from mist.clients.speculative import check_speculation
 from mist.drafting import DraftedLoad, DraftedSteps, drafting_replica
 from mist.errors import InputError
@@ -108,13 +109,11 @@ class PoolSpec:
     def _check_states(self) -> None:
         if not self.model.linear_layers:
             return
-        why = f"is not modelled for the states of {self.model.name}'s linear attention"
+        if isinstance(self.tiers, StoredTiers):
+            why = f"blocks are stored by content, the states of {self.model.name}'s linear attention are not"
+            raise InputError("tiers", type(self.tiers).__name__, why, ["none", "drawn"])
         if self.prefix_caching:
-            raise InputError("prefix_caching", "true", why, ["false"])
-        if self.preemption == "swap":
-            raise InputError("preemption", "swap", why, ["recompute"])
-        if not isinstance(self.tiers, NoTiers):
-            raise InputError("tiers", "(some)", why, ["none"])
+            check_prefix_states(self.replica, self.scheduler, self.speculation.tokens)
 
     def _check_tiers(self) -> None:
         if isinstance(self.tiers, NoTiers):
@@ -144,8 +143,9 @@ class PoolSpec:
         models = [self.model] if drafter is None else [self.model, drafter]
         return Layout(
             name=name,
-            block_tokens=self.engine.block_tokens,
+            block_tokens=self.block_tokens,
             bytes_per_token=sum(model.kv_bytes_per_token for model in models),
+            state_bytes=sum(model.state_bytes for model in models),
             layers=sum(model.layers for model in models),
             port=self.port,
             chunk=self.scheduler.token_budget,
@@ -154,7 +154,20 @@ class PoolSpec:
 
     @property
     def replica(self) -> Replica:
-        return Replica(self.model, self.hardware, self.tp, self.engine, self.pp, self.dp, self.ep, self.node)
+        whole = Replica(self.model, self.hardware, self.tp, self.engine, self.pp, self.dp, self.ep, self.node)
+        if self.prefix_caching and self.model.linear_layers:
+            return whole._replace(engine=replace(self.engine, block_tokens=aligned_block(whole)))
+        return whole
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of a KV block: the engine's own, or what the states of a hybrid model need."""
+        return self.replica.engine.block_tokens
+
+    @property
+    def state_blocks(self) -> int:
+        """Blocks that a prefix cache keeps beside those of tokens for each state; 0 where there are none."""
+        return state_blocks(self.replica) if self.prefix_caching and self.model.linear_layers else 0
 
     @property
     def devices(self) -> int:
@@ -181,9 +194,9 @@ class PoolSpec:
         """Where preempted requests wait; None where they are computed again."""
         if self.preemption == "recompute":
             return None
-        size = block_bytes(self.replica)
+        size, state = block_bytes(self.replica), self.model.state_bytes / self.tp
         space = SWAP_SPACE if self.swap_space is None else self.swap_space
-        return HostMemory(int(space // size), size, self.replica.devices, self.hardware.host_bandwidth)
+        return HostMemory(int(space // size), size, self.replica.devices, self.hardware.host_bandwidth, state)
 
     def site(self) -> Site:
         """What its replicas bring to a network, with places for all there may ever be."""

@@ -102,7 +102,7 @@ class Pool:
         if tokens > self._longest:
             return f"{tokens} tokens, without chunked prefill the engine takes at most token_budget, {self._longest}"
         held = request.input + 1 if self.spec.role == "prefill" else tokens  # prefill hands over after one token
-        need = -(-(held + self.spec.speculation.tokens) // self.spec.engine.block_tokens)
+        need = -(-(held + self.spec.speculation.tokens) // self.spec.block_tokens)
         # A request lives in one copy, and pipeline lanes that each held one of more than their share would preempt
         # each other for ever.
         most = self.blocks // (self.spec.dp * self.spec.pp)

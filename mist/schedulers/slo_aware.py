@@ -94,8 +94,8 @@ class SLOAware:
     ) -> int:
         """The most tokens of this prompt that let every decoding request have its next token when it is due."""
         pending = request.known - past
-        most = min(pending, self.long_prefill_threshold or pending, budget)
-        least = 0 if before else min(most, self.least_chunk)
+        most = view.chunk(request, min(pending, self.long_prefill_threshold or pending, budget))
+        least = 0 if before or not most else _least(view, request, min(most, self.least_chunk))
 
         def time(tokens: int) -> float:
             return view.step_time((*before, (tokens, past)), request)
@@ -103,7 +103,14 @@ class SLOAware:
         allowed = due - view.now
         if allowed == inf or time(most) <= allowed:
             return most
-        return least + bisect_right(range(least + 1, most + 1), allowed, key=time)
+        return view.chunk(request, least + bisect_right(range(least + 1, most + 1), allowed, key=time))
+
+
+def _least(view: EngineView, request: Request, tokens: int) -> int:
+    """As many tokens, or as few more as a step can take."""
+    while not view.chunk(request, tokens):
+        tokens *= 2
+    return tokens
 
 
 def next_due(view: EngineView) -> float:
