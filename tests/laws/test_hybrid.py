@@ -125,5 +125,3 @@ def test_heads_of_linear_attention_must_be_divisible_too(make_pool, hybrid):
 def test_a_shape_that_will_not_do_is_refused_by_name(hybrid, fields, word):
     with pytest.raises(InputError, match=word):
         replace(hybrid, **fields)
-
-

@@ -10,10 +10,14 @@ from hypothesis import strategies as st
 from mist.build import build
 from mist.clients.hybrid import aligned_block, state_blocks
 from mist.errors import InputError
+from mist.fetching.always import Always
 from mist.memory.states import StatePool
 from mist.memory.swap import HostMemory, SwapPool
 from mist.model import ModelSpec
+from mist.network import LinkSpec
 from mist.request import Request
+from mist.tiers.spec import DrawnTier, DrawnTiers, StoredTier, StoredTiers
+from mist.workload.lengths import Fixed
 
 BLOCK = 8
 STEP, TOKEN, CACHED = 1e-3 * 2**0.5, 1e-5 * 3**0.5, 1e-6 * 5**0.5
@@ -211,6 +215,16 @@ def test_a_pipeline_keeps_states_too(pool, drive):
     assert found(drive, pool(pp=2), [("a", 45)], [("a", 43), ("b", 20)]) == 40
 
 
+def test_a_decode_pool_takes_over_from_larger_blocks(pool, drive):
+    """Which are the prefill pool's alone."""
+    pools = {"prefill": pool(role="prefill"), "decode": pool(role="decode", prefix_caching=False)}
+    talks = [[("a", 45)], [("a", 43), ("b", 20)]]
+    run = drive(pools, [(0.0, 45, 30), (10.0, 63, 30)], LinkSpec("wire", 1e9, 0.0), contents=lambda i: Talk(*talks[i]))
+    assert [client.kv.block_tokens for client in run.clients] == [BLOCK, 4]
+    assert run.clients[0].kv.hit_tokens == 40
+    assert all(request.finished > 0 for request in run.requests)
+
+
 # swap
 
 
@@ -252,6 +266,25 @@ def test_swapping_a_hybrid_takes_longer_by_its_states(pool, hybrid, drive, poiss
     assert heavier[0] > heavier[1]
 
 
+# tiers
+
+
+def drawn(layerwise=False):
+    """One tier of 1 MB/s in which every prompt begins with 40 tokens."""
+    tier = DrawnTier(hit=1.0, read_bandwidth=1e6, latency=0.0)
+    return DrawnTiers({"store": tier}, Fixed(40), Always(), layerwise)
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+def test_a_drawn_hit_brings_the_state_at_its_end(layerwise, pool, hybrid, drive):
+    spec = pool(prefix_caching=False, tiers=drawn(layerwise))
+    run = drive(spec, [(0.0, 100, 3)])
+    (fetched,) = (visit for visit in run.requests[0].visits if visit.stage == "fetch_kv")
+    size = 40 * hybrid.kv_bytes_per_token + hybrid.state_bytes
+    assert fetched.finished - fetched.started == pytest.approx(size / 1e6)
+    assert run.cluster.pools["llm"].fetches.use().tiers["store"].read_bytes == size
+
+
 # refusals
 
 
@@ -269,3 +302,11 @@ def test_swapping_a_hybrid_takes_longer_by_its_states(pool, hybrid, drive, poiss
 def test_what_cannot_keep_states_is_refused(fields, message, pool):
     with pytest.raises(InputError, match=message):
         pool(**fields)
+
+
+def test_tiers_that_know_blocks_by_content_are_refused(pool):
+    tier = StoredTier(read_bandwidth=1e6, write_bandwidth=1e6, latency=0.0, write="through", capacity=None)
+    with pytest.raises(
+        InputError, match=r"tiers = StoredTiers: blocks are stored by content, .* \(valid: none, drawn\)"
+    ):
+        pool(tiers=StoredTiers({"store": tier}, Always()))

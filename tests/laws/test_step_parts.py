@@ -263,6 +263,13 @@ def test_a_state_is_read_once_a_sequence_however_many_drafts_it_verifies(pool):
         assert more == pytest.approx(states * byte, rel=1e-6)
 
 
+def test_waiting_for_a_host_draws_idle_power_alone(pool):
+    shape = SHAPES["mixed"]
+    fast, slow = (pool("llama-3.1-8b", "roofline", launch_time=time) for time in (0.0, 3e-3))
+    assert slow.steptimes()[0].step_time(shape) > fast.steptimes()[0].step_time(shape)
+    assert slow.loads()[0].step(shape) == fast.loads()[0].step(shape)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_no_step_asks_for_more_than_its_time(model, pool):
     """Utilisation is that of arithmetic and a share of that of memory, and both can be full at a time."""
