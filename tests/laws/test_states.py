@@ -11,6 +11,7 @@ from mist.build import build
 from mist.clients.hybrid import aligned_block, state_blocks
 from mist.errors import InputError
 from mist.fetching.always import Always
+from mist.memory import choice
 from mist.memory.states import StatePool
 from mist.memory.swap import HostMemory, SwapPool
 from mist.model import ModelSpec
@@ -201,6 +202,97 @@ def test_leaping_equals_stepping(scheduler, blocks, pool, drive):
     assert fast.clients[0].leaps < slow.clients[0].leaps
     for name in ("started", "first_token", "finished"):
         np.testing.assert_allclose(fast.column(name), slow.column(name), rtol=1e-12, err_msg=name)
+
+
+def slow_twin(plain_prefix_pool):
+    """A StatePool with one free list that searches every block."""
+
+    class Plain(plain_prefix_pool):
+        def __init__(self, total, block_tokens, state_blocks):
+            super().__init__(total, block_tokens)
+            self.pieces = range(state_blocks)
+
+        chunk = StatePool.chunk
+
+        def chain(self, request):
+            blocks = super().chain(request)
+            while blocks and not self.known(self.key(request, len(blocks) - 1)):
+                blocks.pop()
+            return blocks
+
+        def known(self, key):
+            return all(("state", piece, key) in self.contents for piece in self.pieces)
+
+        def use_state(self, key):
+            for piece in self.pieces:
+                block = self.contents.index(("state", piece, key))
+                self.queue.remove(block)
+                self.queue.append(block)
+
+        def keep(self, key):
+            if self.known(key):
+                self.use_state(key)
+            elif self.free >= len(self.pieces):
+                for piece in self.pieces:
+                    name = ("state", piece, key)
+                    block = self.queue.pop(self.queue.index(self.contents.index(name)) if name in self.contents else 0)
+                    if block in self.registered:
+                        self.registered.remove(block)
+                    self.contents[block] = name
+                    self.queue.append(block)
+
+        def admit(self, request):
+            super().admit(request)
+            if request.blocks:
+                self.use_state(self.key(request, request.blocks - 1))
+
+        def grow(self, request, tokens):
+            super().grow(request, tokens)
+            end = request.computed + tokens
+            if end % self.block_tokens == 0 and end <= request.known:
+                self.keep(self.key(request, end // self.block_tokens - 1))
+
+        def grow_member(self, request, computed):
+            super().grow_member(request, computed)
+            if (computed + 1) % self.block_tokens == 0:
+                self.keep(self.key(request, computed // self.block_tokens))
+
+        def extend(self, decodes, ahead, steps):
+            """As vLLM: every member's block is taken before any of their contents is known."""
+            assert steps == 1
+            members = sorted(decodes.members, key=lambda member: member.admitted)
+            for member in members:
+                if member.computed % self.block_tokens == 0:
+                    self.take(member)
+            for member in members:
+                self.grow_member(member, member.computed)
+
+        def detach(self, request):
+            known = [self.contents[block] for block in request.table]
+            kept = [key for key in known if key is not None and self.known(key)]
+            if kept:
+                self.use_state(kept[-1])
+            return super().detach(request)
+
+    return Plain
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 2**32), blocks=st.sampled_from([30, 50, 90]), budget=st.sampled_from([16, 40, 200]))
+def test_the_pool_equals_its_slow_twin(seed, blocks, budget, pool, drive, plain_prefix_pool):
+    draw = np.random.default_rng(seed)
+    own = draw.integers(1, 90, 50).tolist()
+    talks = [Talk((f"s{draw.integers(3)}", 40), (f"u{draw.integers(5)}", tokens)) for tokens in own]
+    times, outputs = np.cumsum(draw.exponential(0.03, 50)).tolist(), draw.integers(1, 60, 50).tolist()
+    arrivals = [(time, 40 + tokens, output) for time, tokens, output in zip(times, own, outputs, strict=True)]
+    spec = pool(kv_blocks=blocks, limits={"token_budget": budget, "max_running": 8})
+    fast = drive(spec, arrivals, contents=talks.__getitem__)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "StatePool", slow_twin(plain_prefix_pool))
+        slow = drive(spec, arrivals, contents=talks.__getitem__, one_by_one=True)
+    assert fast.clients[0].kv.use() == slow.clients[0].kv.use()
+    assert fast.column("preemptions").tolist() == slow.column("preemptions").tolist()
+    np.testing.assert_allclose(fast.column("finished"), slow.column("finished"), rtol=1e-12)
 
 
 def test_without_states_to_keep_it_is_a_prefix_cache_to_the_last_bit(pool, hybrid, drive):
