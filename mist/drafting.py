@@ -1,10 +1,11 @@
 """What drafting costs a replica: step time and energy of the drafter's passes beside the model's own."""
 
+from collections import defaultdict
 from dataclasses import replace
 
 from mist.errors import InputError
 from mist.model import ModelSpec
-from mist.perf.base import Explained, Replica, StepModel, StepShape, Stretch
+from mist.perf.base import Explained, Replica, Source, StepModel, StepShape, Stretch
 from mist.perf.footprint import check_layout
 from mist.perf.power import Load
 from mist.speculation import Speculation
@@ -20,6 +21,7 @@ class DraftedSteps:
     def __init__(self, target: StepModel, drafter: StepModel | None, speculation: Speculation) -> None:
         self.target, self.drafter = target, drafter
         self._tokens, self._overhead = speculation.tokens, speculation.pass_overhead
+        self.uneven = any(getattr(model, "uneven", False) for model in (target, drafter))  # the longest sequence counts
 
     def step_time(self, shape: StepShape) -> float:
         time = self.target.step_time(shape)
@@ -27,18 +29,33 @@ class DraftedSteps:
             return time
         time += self.drafter.step_time(shape) + self._overhead
         if shape.decodes and self._tokens > 1:
-            one = self.drafter.step_time(StepShape(shape.decodes, shape.context)) + self._overhead
+            one = self.drafter.step_time(_one_more(shape)) + self._overhead
             time += (self._tokens - 1) * one
         return time
 
     def explain(self, shape: StepShape) -> tuple[Explained, ...]:
-        """The target's step; the drafter's passes are not told apart."""
-        explain = getattr(self.target, "explain", None)
-        return explain(shape) if explain is not None else ()
+        """The drafter's operators in all its passes, then the target's; the engine's overheads come last."""
+        own = getattr(self.target, "explain", None)
+        drafting = getattr(self.drafter, "explain", None)
+        if own is None or drafting is None:
+            return own(shape) if own is not None else ()
+        more = self._tokens - 1 if shape.decodes else 0
+        parts = [*drafting(shape)]
+        parts += [part._replace(seconds=more * part.seconds) for part in drafting(_one_more(shape))] if more else []
+        drafted: dict[tuple[str, Source], float] = defaultdict(float)
+        for part in parts:
+            drafted[f"drafter's {part.operator}", part.source] += part.seconds
+        drafted["drafter's passes", "fitted"] = (1 + more) * self._overhead
+        return (*[Explained(name, time, source) for (name, source), time in drafted.items()], *own(shape))
 
-    def decode_stretch(self, decodes: int, context: int, longest: int = 0) -> Stretch:  # noqa: ARG002
+    def decode_stretch(self, decodes: int, context: int, longest: int = 0) -> Stretch:
         """One step, as nobody knows how many tokens it yields."""
-        return Stretch(1, self.step_time(StepShape(decodes, context, (), decodes * self._tokens)), 0.0)
+        return Stretch(1, self.step_time(StepShape(decodes, context, (), decodes * self._tokens, longest)), 0.0)
+
+
+def _one_more(shape: StepShape) -> StepShape:
+    """A pass of the drafter after its first: one token of every decoding request."""
+    return StepShape(shape.decodes, shape.context, longest=shape.longest)
 
 
 class DraftedLoad:
@@ -51,7 +68,7 @@ class DraftedLoad:
         """Of one step, in the same passes as DraftedSteps."""
         load = self.target.step(shape) + self.drafter.step(shape)
         if shape.decodes and self._tokens > 1:
-            load += (self._tokens - 1) * self.drafter.step(StepShape(shape.decodes, shape.context))
+            load += (self._tokens - 1) * self.drafter.step(_one_more(shape))
         return load
 
     def stretch(self, decodes: int, context: int, steps: int) -> float:

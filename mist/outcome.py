@@ -190,7 +190,7 @@ def _pool(scenario: Scenario, cluster: Cluster, name: str, window: Observed, req
         perf=type(spec.perf).__name__.lower(),
         engine=f"{spec.engine.name} {spec.engine.version}",
         kv_blocks=pool.blocks,
-        kv_tokens=pool.blocks * spec.engine.block_tokens,
+        kv_tokens=pool.blocks * pool.block_tokens,
         kv_peak=max(client.kv.peak for client in clients) / pool.blocks,
         utilization=sum(client.busy_by_now for client in clients) / up_seconds if up_seconds else 0.0,
         preemptions=sum(client.preemptions for client in clients),

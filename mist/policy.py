@@ -82,11 +82,20 @@ class EngineView(Protocol):
     def hit(self, request: Request) -> int:
         """Tokens of a waiting request that the prefix cache holds."""
 
+    def chunk(self, request: Request, tokens: int) -> int:
+        """The most that a step can take of a request's next ``tokens`` tokens; none where it can take no part of them.
+
+        Fewer than all for a hybrid model whose prefixes are cached: what it keeps, it keeps where chunks end.
+        """
+
     def cached(self, request: Request) -> int:
         """Tokens of a running request that are in the cache."""
 
-    def step_time(self, chunks: tuple[tuple[int, int], ...]) -> float:
-        """Predicted seconds of a step of every decoding request and these prompt chunks (tokens, cached before)."""
+    def step_time(self, chunks: tuple[tuple[int, int], ...], last: Request) -> float:
+        """Predicted seconds of a step of every decoding request and these prompt chunks (tokens, cached before).
+
+        All but the ``last`` one's were granted.
+        """
 
     def need(self, request: Request, tokens: int) -> int:
         """Free blocks it takes for the request's first ``tokens`` tokens to be in the cache."""

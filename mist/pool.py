@@ -1,11 +1,13 @@
 """A pool: equal engines on devices of their own."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 from typing import Literal
 
 from mist.clients.cascading import no_cascade
+from mist.clients.hybrid import aligned_block, check_prefix_states, state_blocks
 from mist.clients.speculative import check_speculation
 from mist.drafting import DraftedLoad, DraftedSteps, drafting_replica
 from mist.errors import InputError
@@ -19,6 +21,7 @@ from mist.perf.base import PerfModel, Replica, StepModel
 from mist.perf.collective import fabric
 from mist.perf.engine import EngineProfile
 from mist.perf.footprint import block_bytes, check_layout, kv_blocks
+from mist.perf.measured import Measured
 from mist.perf.power import LINEAR, LinearPower, Power
 from mist.perf.profile import check_profile
 from mist.perf.stages import stages
@@ -106,13 +109,11 @@ class PoolSpec:
     def _check_states(self) -> None:
         if not self.model.linear_layers:
             return
-        why = f"is not modelled for the states of {self.model.name}'s linear attention"
+        if isinstance(self.tiers, StoredTiers):
+            why = f"blocks are stored by content, the states of {self.model.name}'s linear attention are not"
+            raise InputError("tiers", type(self.tiers).__name__, why, ["none", "drawn"])
         if self.prefix_caching:
-            raise InputError("prefix_caching", "true", why, ["false"])
-        if self.preemption == "swap":
-            raise InputError("preemption", "swap", why, ["recompute"])
-        if not isinstance(self.tiers, NoTiers):
-            raise InputError("tiers", "(some)", why, ["none"])
+            check_prefix_states(self.replica, self.scheduler, self.speculation.tokens)
 
     def _check_tiers(self) -> None:
         if isinstance(self.tiers, NoTiers):
@@ -142,8 +143,9 @@ class PoolSpec:
         models = [self.model] if drafter is None else [self.model, drafter]
         return Layout(
             name=name,
-            block_tokens=self.engine.block_tokens,
+            block_tokens=self.block_tokens,
             bytes_per_token=sum(model.kv_bytes_per_token for model in models),
+            state_bytes=sum(model.state_bytes for model in models),
             layers=sum(model.layers for model in models),
             port=self.port,
             chunk=self.scheduler.token_budget,
@@ -152,7 +154,20 @@ class PoolSpec:
 
     @property
     def replica(self) -> Replica:
-        return Replica(self.model, self.hardware, self.tp, self.engine, self.pp, self.dp, self.ep, self.node)
+        whole = Replica(self.model, self.hardware, self.tp, self.engine, self.pp, self.dp, self.ep, self.node)
+        if self.prefix_caching and self.model.linear_layers:
+            return whole._replace(engine=replace(self.engine, block_tokens=aligned_block(whole)))
+        return whole
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of a KV block: the engine's own, or what the states of a hybrid model need."""
+        return self.replica.engine.block_tokens
+
+    @property
+    def state_blocks(self) -> int:
+        """Blocks that a prefix cache keeps beside those of tokens for each state; 0 where there are none."""
+        return state_blocks(self.replica) if self.prefix_caching and self.model.linear_layers else 0
 
     @property
     def devices(self) -> int:
@@ -179,9 +194,9 @@ class PoolSpec:
         """Where preempted requests wait; None where they are computed again."""
         if self.preemption == "recompute":
             return None
-        size = block_bytes(self.replica)
+        size, state = block_bytes(self.replica), self.model.state_bytes / self.tp
         space = SWAP_SPACE if self.swap_space is None else self.swap_space
-        return HostMemory(int(space // size), size, self.replica.devices, self.hardware.host_bandwidth)
+        return HostMemory(int(space // size), size, self.replica.devices, self.hardware.host_bandwidth, state)
 
     def site(self) -> Site:
         """What its replicas bring to a network, with places for all there may ever be."""
@@ -202,13 +217,21 @@ class PoolSpec:
         drafting = self.perf.of(drafting_replica(self.replica, drafter)) if drafter is not None else None
         return [DraftedSteps(target, drafting, drafts)]
 
+    @property
+    def _rows(self) -> Callable[[int], int]:
+        """Tokens computed in a step of so many: CUDA graphs are padded, where step times know of it."""
+        if isinstance(self.perf, Measured) and not self.engine.launch_time:
+            return partial(self.engine.computed, copies=self.dp)
+        return int
+
     def loads(self, drafts: Speculation | None = None) -> list[Power]:
         """What steps ask of the devices of each pipeline stage, the passes of a drafter included."""
         drafts = drafts or self.speculation
-        efficiency = [getattr(self.perf, f"{name}_efficiency", 1.0) for name in ("matmul", "bandwidth")]
-        targets = [self.power.of(stage, *efficiency) for stage in stages(self.replica)]
+        matmul, bandwidth = (getattr(self.perf, f"{name}_efficiency", 1.0) for name in ("matmul", "bandwidth"))
+        full = partial(self.power.of, matmul=matmul, bandwidth=bandwidth, rows=self._rows)
+        targets = [full(stage) for stage in stages(self.replica)]
         drafter = drafts.drafter(self.model)
         if drafter is None:
             return [*targets]
-        drafting = self.power.of(drafting_replica(self.replica, drafter), *efficiency)
+        drafting = full(drafting_replica(self.replica, drafter))
         return [DraftedLoad(targets[0], drafting, drafts)]

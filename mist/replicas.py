@@ -27,7 +27,7 @@ class Pool:
             drafts = spec.speculation
         self.stages = spec.steptimes(drafts)
         self.loads = spec.loads(drafts)
-        self.blocks = spec.blocks(drafts)
+        self.blocks, self.block_tokens = spec.blocks(drafts), spec.block_tokens
         self._longest: float = getattr(spec.scheduler, "longest", inf)
         self.clients: list[LLMClient] = []
         self.outstanding = [0] * spec.replicas  # unfinished requests by replica
@@ -102,7 +102,7 @@ class Pool:
         if tokens > self._longest:
             return f"{tokens} tokens, without chunked prefill the engine takes at most token_budget, {self._longest}"
         held = request.input + 1 if self.spec.role == "prefill" else tokens  # prefill hands over after one token
-        need = -(-(held + self.spec.speculation.tokens) // self.spec.engine.block_tokens)
+        need = -(-(held + self.spec.speculation.tokens) // self.block_tokens)
         # A request lives in one copy, and pipeline lanes that each held one of more than their share would preempt
         # each other for ever.
         most = self.blocks // (self.spec.dp * self.spec.pp)

@@ -101,7 +101,7 @@ class Service:
 
     def _engine(self, pool: Pool, index: int) -> LLMClient:
         spec, scheduler, name = pool.spec, pool.spec.scheduler, f"{pool.name}/{index}"
-        kv = make_pool(pool.blocks, spec.engine.block_tokens, spec.prefix_caching, spec.host())
+        kv = make_pool(pool.blocks, pool.block_tokens, spec.prefix_caching, spec.host(), spec.state_blocks)
         if pool.fetches is not None:
             kv = pool.fetches.pool(pool.blocks)
         finished = partial(self._finished, pool)

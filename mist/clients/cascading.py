@@ -9,6 +9,7 @@ from mist.memory.prefix import PrefixPool
 from mist.perf.base import PerfModel, Replica, StepShape, Stretch
 from mist.perf.cascade import FEWEST, CascadeLoad, CascadeRule, CascadeSteps
 from mist.perf.profile import Profile
+from mist.request import Request
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,13 @@ class CascadingClient(LeapingClient):
         if shared:
             self._cascades += steps
             self._spared += (decodes - 1) * shared * steps
+
+    def _shape(self, chunks: tuple[tuple[int, int], ...], last: Request) -> StepShape:
+        shape = super()._shape(chunks, last)
+        if not shape.decodes or shape.requests < FEWEST:
+            return shape
+        common = self.kv.shared_blocks(self._running.values(), None if last.id in self._running else last)
+        return shape._replace(shared=self._rule.shared(common * self.kv.block_tokens, shape.requests, chunks))
 
     def _step_time(self, shape: StepShape) -> float:
         if shape.decodes and (shared := self._common(shape.requests, shape.chunks)):

@@ -63,7 +63,7 @@ class Convoy:
 
     def _paces(self, decodes: Decoding) -> tuple[list[Pace], int]:
         """Of one lane in each stage, and the steps for which they hold."""
-        stretches = [stage.decode_stretch(decodes.count, decodes.cached) for stage in self.stages.stages]
+        stretches = self.stages.stretches(decodes)
         hops = [hop[decodes.count] for hop in self.stages.hops]
         paces = [Pace(hop, stretch.first, stretch.slope) for hop, stretch in zip(hops, stretches, strict=True)]
         return paces, int(min(decodes.steps_to_leaver(), *(stretch.steps for stretch in stretches)))
@@ -168,5 +168,4 @@ def _stands_still(lane: Decoder) -> bool:
 def _goes_on(lane: Decoder, stages: Stages) -> bool:
     if lane.flight is None or lane.prefilling or lane.takeover:
         return False
-    now = lane.decodes.count, lane.decodes.cached
-    return all(stage.decode_stretch(*now).steps > 1 for stage in stages.stages)
+    return all(stretch.steps > 1 for stretch in stages.stretches(lane.decodes))

@@ -10,7 +10,7 @@ from mist.clients.line import Line, RankedLine
 from mist.clients.stages import Stages
 from mist.kernel import Kernel
 from mist.memory.pool import BlockPool
-from mist.perf.base import StepShape, Stretch
+from mist.perf.base import Stretch
 from mist.policy import Ranked, Scheduler
 from mist.request import Request
 
@@ -33,8 +33,8 @@ class Lane(LeapingClient):
     def pledged(self) -> int:
         return sum(self.pledge(request) for lane in self.pipeline.lanes for request in lane.running)  # of one memory
 
-    def step_time(self, chunks: tuple[tuple[int, int], ...]) -> float:
-        return self.pipeline.stages.predicted(StepShape(self.decodes.count, self.decodes.cached, chunks))
+    def step_time(self, chunks: tuple[tuple[int, int], ...], last: Request) -> float:
+        return self.pipeline.stages.predicted(self._shape(chunks, last))
 
     def _run_decodes(self) -> None:
         super()._run_decodes()

@@ -102,13 +102,23 @@ class Seats:
     def hit(self, request: Request) -> int:
         return self.kv.hit(request)
 
+    def chunk(self, request: Request, tokens: int) -> int:
+        if request.joined >= 0:
+            return tokens
+        past = request.computed if request.id in self._running else self.kv.hit(request)
+        return self.kv.chunk(request, past, tokens)
+
     def cached(self, request: Request) -> int:
         return self.decodes.computed(request) if request.joined >= 0 else request.computed
 
-    def step_time(self, chunks: tuple[tuple[int, int], ...]) -> float:
+    def step_time(self, chunks: tuple[tuple[int, int], ...], last: Request) -> float:
+        return self.steptimes.step_time(self._shape(chunks, last)) + self.kv.expected_delay(last)
+
+    def _shape(self, chunks: tuple[tuple[int, int], ...], _last: Request) -> StepShape:
+        """Of a step of every decoding request and these prompt chunks."""
         decodes = self.decodes
         longest = decodes.longest if self._uneven else 0
-        return self.steptimes.step_time(StepShape(decodes.count, decodes.cached, chunks, 0, longest))
+        return StepShape(decodes.count, decodes.cached, chunks, 0, longest)
 
     def need(self, request: Request, tokens: int) -> int:
         if request.joined >= 0:

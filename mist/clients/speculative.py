@@ -40,6 +40,10 @@ class Members(Decoding):
         self._ordered: list[Request] | None = None
 
     @property
+    def longest(self) -> int:
+        return max((member.computed for member in self._members.values()), default=0)
+
+    @property
     def in_admission_order(self) -> list[Request]:
         if self._ordered is None:
             self._ordered = sorted(self._members.values(), key=_admitted)
@@ -122,12 +126,17 @@ class SpeculativeClient(LLMClient):
         if self.kv.need(member, member.computed + tokens) >= 0:
             self.kv.grow(member, tokens)
 
+    def _shape(self, chunks: tuple[tuple[int, int], ...], last: Request) -> StepShape:
+        shape = super()._shape(chunks, last)
+        return shape._replace(drafted=shape.decodes * (self._width - 1))
+
     def _step_time(self, shape: StepShape) -> float:
         if shape.decodes:
             members = self._verifying()
             context = sum([member.computed for member in members])
             drafted = sum([self._tokens(member) - 1 for member in members])
-            shape = shape._replace(decodes=len(members), context=context, drafted=drafted)
+            longest = max([member.computed for member in members]) if self._uneven else 0
+            shape = shape._replace(decodes=len(members), context=context, drafted=drafted, longest=longest)
         return super()._step_time(shape)
 
     def _bench(self) -> None:

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 
+from mist.decoding import Decoding
 from mist.kernel import Kernel
 from mist.perf.base import StepModel, StepShape, Stretch, Table
 from mist.perf.power import Power
@@ -38,6 +39,7 @@ class Stages:
         self, kernel: Kernel, stages: Sequence[StepModel], hops: Callable[[int, int], float], loads: Sequence[Power]
     ) -> None:
         self.kernel, self.stages, self.loads = kernel, stages, loads
+        self.uneven = any(getattr(stage, "uneven", False) for stage in stages)  # the longest sequence of a batch counts
         # s, by tokens, that activations take from the stage before; to the first there is nothing to send
         self.hops = [Table(_nothing), *(Table(partial(_hop, hops, number)) for number in range(len(stages) - 1))]
         self.busy = self.load = 0.0  # s, mean over stages
@@ -106,6 +108,11 @@ class Stages:
         self.passages.clear()
         self.shapes.clear()
 
-    def decode_stretch(self, decodes: int, context: int, longest: int = 0) -> Stretch:  # noqa: ARG002
+    def decode_stretch(self, decodes: int, context: int, longest: int = 0) -> Stretch:
         """One step: the next waits for what other lanes send in meanwhile."""
-        return Stretch(1, self.step_time(StepShape(decodes, context)), 0.0)
+        return Stretch(1, self.step_time(StepShape(decodes, context, longest=longest)), 0.0)
+
+    def stretches(self, decodes: Decoding) -> list[Stretch]:
+        """Of a lane's decode-only steps from here, in each stage."""
+        longest = decodes.longest if self.uneven else 0
+        return [stage.decode_stretch(decodes.count, decodes.cached, longest) for stage in self.stages]

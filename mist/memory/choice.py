@@ -6,6 +6,7 @@ from typing import Literal
 from mist.errors import InputError
 from mist.memory.pool import BlockPool
 from mist.memory.prefix import PrefixPool, PrefixUse
+from mist.memory.states import StatePool
 from mist.memory.swap import HostMemory, SwapPool, SwapUse
 
 Preemption = Literal["recompute", "swap"]
@@ -26,10 +27,17 @@ def check_memory(prefix_caching: bool, preemption: Preemption, swap_space: float
         raise InputError("swap_space", swap_space, "must be positive")
 
 
-def make_pool(total: int, block_tokens: int, prefix_caching: bool, host: HostMemory | None) -> BlockPool:
-    """A pool of ``total`` blocks; ``host`` is where evicted ones go, if anywhere."""
+def make_pool(
+    total: int, block_tokens: int, prefix_caching: bool, host: HostMemory | None, state_blocks: int = 0
+) -> BlockPool:
+    """A pool of ``total`` blocks; ``host`` is where evicted ones go, if anywhere.
+
+    ``state_blocks`` is what a kept state of linear attention takes; 0 where the model has none.
+    """
     if host is not None:
         return SwapPool(total, block_tokens, host)
+    if prefix_caching and state_blocks:
+        return StatePool(total, block_tokens, state_blocks)
     return (PrefixPool if prefix_caching else BlockPool)(total, block_tokens)
 
 

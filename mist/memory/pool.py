@@ -35,6 +35,10 @@ class BlockPool:
         """Free blocks it takes to hold the request's first ``tokens`` tokens."""
         return -(-tokens // self.block_tokens) - request.blocks
 
+    def chunk(self, request: Request, past: int, tokens: int) -> int:  # noqa: ARG002
+        """How many of ``tokens`` after ``past`` a step takes, which may be none."""
+        return tokens
+
     def admit(self, request: Request) -> None:
         """Give a waiting request what is cached of it."""
 
@@ -89,6 +93,10 @@ class BlockPool:
 
     def delay(self) -> float:
         """Seconds by which transfers put off the step about to run; asking starts the count anew."""
+        return 0.0
+
+    def expected_delay(self, request: Request) -> float:  # noqa: ARG002
+        """What ``delay`` would be, with this request in the step."""
         return 0.0
 
     def _take(self, blocks: int) -> None:

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 
 from mist.decoding import Decoding
 from mist.memory.pool import BlockPool
@@ -126,13 +126,19 @@ class PrefixPool(BlockPool):
                 most = max(steps, 1)
         return most
 
-    def shared_blocks(self, running: Collection[Request]) -> int:
-        """First blocks that all of these hold, where nobody else holds any (vLLM: get_num_common_prefix_blocks)."""
-        refs, holders = self._refs, len(running)
-        for count, block in enumerate(next(iter(running)).table):
+    def shared_blocks(self, running: Collection[Request], newcomer: Request | None = None) -> int:
+        """First blocks that all of these hold, where nobody else holds any (vLLM: get_num_common_prefix_blocks).
+
+        A ``newcomer`` is about to join them, and would hold what it finds.
+        """
+        refs, holders, table = self._refs, len(running), next(iter(running)).table
+        if newcomer is not None:
+            both = zip(table, self._lookup(newcomer), strict=False)
+            table = [block for block, _ in takewhile(lambda pair: pair[0] == pair[1], both)]
+        for count, block in enumerate(table):
             if refs[block] != holders:
                 return count
-        return len(next(iter(running)).table)
+        return len(table)
 
     def reserve(self, request: Request) -> None:
         tokens, request.computed = request.computed, 0

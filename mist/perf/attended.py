@@ -30,14 +30,14 @@ class Attention:
         self._pair = layers.prompt.row(1)[-2] / self._pairs(int(longest), 0)  # s per query-key pair at full speed
         self._pass = self._one_pass() if layers.prompt.whole else (0.0, 0.0)
 
-    def decode(self, decodes: int, context: float, longest: int = 0) -> float:
+    def decode(self, decodes: int, context: float, longest: float = 0) -> float:
         """One token of each of ``decodes`` sequences, which hold ``context`` tokens together.
 
         A kernel that splits every cache into as many parts is done when the ``longest`` (0: not known) is.
         """
         return self.stretch(decodes, context, longest)[0]
 
-    def stretch(self, decodes: int, context: float, longest: int = 0) -> tuple[float, float, float]:
+    def stretch(self, decodes: int, context: float, longest: float = 0) -> tuple[float, float, float]:
         """``decode``, seconds that each further step adds, and the steps for which it is that many."""
         row, lengths = self._rows.get(decodes) or self._row(decodes), self._lengths
         if longest and self.uneven:
@@ -69,10 +69,10 @@ class Attention:
         each = sum(self._chunk(row, together, chunk, past) for chunk, past in chunks) / together
         return self._count * max(each, longest)
 
-    def verification(self, decodes: int, context: float, drafted: int) -> float:
+    def verification(self, decodes: int, context: float, drafted: int, longest: int = 0) -> float:
         """Sequences that verify drafts, the same number each: the cache is read once for all their queries."""
         width = 1 + drafted / decodes
-        reading = self.decode(decodes, context + drafted)
+        reading = self.decode(decodes, context + drafted, longest + drafted / decodes if longest else 0)
         seen = context / decodes + width
         pairs = decodes * width * (min(seen, self._window) if self._window else seen - width / 2)
         return max(reading, self._count * pairs * self._pair)
@@ -80,6 +80,12 @@ class Attention:
     def cascade(self, decodes: int, shared: int) -> float:
         """A token of each of ``decodes`` sequences over the ``shared`` first ones of all, read once; merging apart."""
         return max(self.decode(1, shared - 1), self._count * decodes * shared * self._pair)
+
+    def explain_cascade(self, decodes: int, shared: int) -> Explained:
+        """``cascade``, and how it is known."""
+        reading, time = self.decode(1, shared - 1), self.cascade(decodes, shared)
+        source = self._layers.decode.source_at(1, shared) if time == reading else "extrapolated"
+        return Explained("common prefix attention", time, source)
 
     def explain(self, decodes: int, context: float, chunks: Chunks, drafted: int, longest: int) -> Iterator[Explained]:
         """The parts of a step, and how they are known."""
@@ -91,7 +97,9 @@ class Attention:
                 source = "interpolated"
             yield Explained(f"{name}prompt attention", self.prompts(chunks), source)
         if decodes:
-            time = self.verification(decodes, context, drafted) if drafted else self.decode(decodes, context, longest)
+            time = self.decode(decodes, context, longest)
+            if drafted:
+                time = self.verification(decodes, context, drafted, longest)
             seen = longest if longest and self.uneven else context / decodes
             source = self._layers.decode.source_at(decodes, seen + 1)
             yield Explained(f"{name}decode attention", time, "extrapolated" if drafted else source)

@@ -28,6 +28,17 @@ class StepShape(NamedTuple):
         return self.decodes + len(self.chunks)
 
 
+def overhead(engine: EngineProfile, shape: StepShape, copies: int = 1) -> float:
+    """Seconds that an engine adds to a step whose requests are spread over ``copies`` of the model.
+
+    A step of decodes that reads a common prefix once lacks a full CUDA graph, as any step with a prompt does.
+    """
+    time = engine.step_overhead + -(-shape.requests // copies) * engine.request_overhead
+    if shape.chunks:
+        return time + engine.mixed_overhead
+    return time + (engine.cascade_overhead if shape.shared else 0.0)
+
+
 class Table(dict[int, float]):
     """A function of a count, computed where it is first looked up."""
 
@@ -52,12 +63,15 @@ class Stretch(NamedTuple):
         return steps * self.first + self.slope * (steps * (steps - 1) / 2)
 
 
+Source = Literal["measured", "interpolated", "extrapolated", "analytical", "fitted"]
+
+
 class Explained(NamedTuple):
     """One operator of a step: seconds, and how they are known."""
 
     operator: str
     seconds: float
-    source: Literal["measured", "interpolated", "extrapolated", "analytical", "fitted"]
+    source: Source
 
 
 class Replica(NamedTuple):

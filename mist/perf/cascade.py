@@ -9,7 +9,7 @@ in common, and nothing for a prefix of some of them (vllm-project/vllm pull 1163
 from math import ceil
 from typing import Protocol
 
-from mist.perf.base import Replica, StepModel, Stretch
+from mist.perf.base import Explained, Replica, StepModel, StepShape, Stretch
 from mist.perf.power import Power
 
 # vllm/v1/attention/backends/flash_attn.py, use_cascade_attention
@@ -20,10 +20,13 @@ MERGED = 1.5  # queries and outputs, in size: merging reads two outputs and writ
 
 
 class CascadeSteps(StepModel, Protocol):
-    """A step model that knows what a prefix read once saves (``StepShape.shared``)."""
+    """A step model that knows what a prefix read once saves (``StepShape.shared``), and can tell what it is made of."""
 
     def decode_stretch(self, decodes: int, context: int, longest: int = 0, shared: int = 0) -> Stretch:
         """As a StepModel's, with so many first tokens of every sequence read once."""
+
+    def explain(self, shape: StepShape) -> tuple[Explained, ...]:
+        """The parts of a step, which add up to it; the engine's overheads come last."""
 
 
 class CascadeLoad(Power, Protocol):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import floor
 
-from mist.perf.base import Explained, Replica, StepModel, StepShape, Stretch
+from mist.perf.base import Explained, Replica, StepModel, StepShape, Stretch, overhead
 from mist.perf.cascade import CascadeSteps
 from mist.perf.engine import EngineProfile
 
@@ -62,12 +62,16 @@ class LaunchedSteps:
         return Stretch(steps, outside + host, 0.0)
 
     def explain(self, shape: StepShape) -> tuple[Explained, ...]:
-        """The device's operators, and last what the step takes beyond them."""
-        explain = getattr(self._device, "explain", None)
-        parts = [] if explain is None else list(explain(shape))[:-1]  # the device alone has no overheads
-        parts = [part._replace(seconds=self._factor * part.seconds) for part in parts]
-        rest = self.step_time(shape) - sum(part.seconds for part in parts)
-        return (*parts, Explained("engine overheads", rest, "fitted"))
+        """The device's operators, the time it waits for its host, and the engine's overheads, which come last."""
+        parts = [part._replace(seconds=self._factor * part.seconds) for part in self._device.explain(shape)]
+        outside = overhead(self._engine, shape, self._dp)
+        if not self._host:
+            return (*parts[:-1], Explained("engine overheads", outside, "fitted"))  # the device alone has none
+        outside = self._outside(shape.requests)
+        waiting = self.step_time(shape) - outside - sum(part.seconds for part in parts)
+        waiting = max(waiting, 0.0)  # rounding, where the device is the slower
+        host = Explained("waiting for the host", waiting, "fitted")
+        return (*parts[:-1], host, Explained("engine overheads", outside, "fitted"))
 
     def _outside(self, requests: int) -> float:
         return self._engine.step_overhead + -(-requests // self._dp) * self._engine.request_overhead

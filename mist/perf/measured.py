@@ -5,13 +5,13 @@ T = layers x [ projections(tokens) + MLP or experts(tokens) + attention per chun
     + language head(rows) + the engine's overheads
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf
 
 from mist.errors import InputError
 from mist.perf.attended import Attention, Chunks
-from mist.perf.base import Explained, Replica, StepModel, StepShape, Stretch, Table
+from mist.perf.base import Explained, Replica, StepModel, StepShape, Stretch, Table, overhead
 from mist.perf.launched import launched
 from mist.perf.scanned import Scanned
 from mist.perf.tables.curve import total
@@ -100,7 +100,7 @@ class MeasuredSteps:
             time += self._cascade(decodes, context, longest, shared)
             time += 0.0 if chunks else self._engine.cascade_overhead
         elif drafted:
-            time += self._verification(decodes, context, drafted)
+            time += self._verification(decodes, context, drafted, longest)
         elif decodes:
             time += self._decoding(decodes, context, longest)
         rows = decodes + len(chunks)
@@ -166,11 +166,19 @@ class MeasuredSteps:
             )
             for name, curve in curves.items()
         ]
+        if shape.shared:
+            parts.extend(self._explain_prefix(decodes, shape.shared))
         for kind in self._kinds:
-            parts.extend(kind.explain(decodes, context, prompts, shape.drafted, shape.longest))
-        whole = self.step_time(shape)
-        named = sum(part.seconds for part in parts)
-        return (*parts, Explained("engine overheads", whole - named, "fitted"))
+            apart = 0 if kind.windowed else shape.shared
+            longest = max(shape.longest - apart, 0)
+            parts.extend(kind.explain(decodes, context - decodes * apart, prompts, shape.drafted, longest))
+        return (*parts, Explained("engine overheads", overhead(self._engine, shape, self._dp), "fitted"))
+
+    def _explain_prefix(self, decodes: int, shared: int) -> Iterator[Explained]:
+        for kind in self._kinds:
+            if isinstance(kind, Attention) and not kind.windowed:
+                yield kind.explain_cascade(decodes, shared)
+                yield Explained("merging with the rest", kind.layers * self._merge(decodes), "analytical")
 
     def _head_time(self, rows: int) -> float:
         seconds = sum(curve(rows) for curve in self._found.head.values())
@@ -205,5 +213,5 @@ class MeasuredSteps:
             if isinstance(kind, Attention) and not kind.windowed
         )
 
-    def _verification(self, decodes: int, context: float, drafted: int) -> float:
-        return sum(kind.verification(decodes, context, drafted) for kind in self._kinds)
+    def _verification(self, decodes: int, context: float, drafted: int, longest: int) -> float:
+        return sum(kind.verification(decodes, context, drafted, longest) for kind in self._kinds)

@@ -1,5 +1,6 @@
 """What devices draw: idle power, and a part in proportion to how busy they are."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -8,6 +9,7 @@ from mist.hardware import HardwareSpec
 from mist.model import BYTES_PER_ELEMENT
 from mist.perf.base import Replica, StepShape, Table
 from mist.perf.experts import busiest_load, touched
+from mist.perf.recurrence import token_work
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,15 @@ class LinearPower:
         if not 0 <= self.memory_share <= 1:
             raise InputError("memory_share", self.memory_share, "must lie in [0, 1]")
 
-    def of(self, replica: Replica, matmul: float = 1.0, bandwidth: float = 1.0) -> "Load":
+    def of(
+        self, replica: Replica, matmul: float = 1.0, bandwidth: float = 1.0, *, rows: Callable[[int], int] = int
+    ) -> "Load":
         """The load that steps put on this replica's devices.
 
-        ``matmul`` and ``bandwidth`` are the shares of the peaks at which a device is fully busy.
+        ``matmul`` and ``bandwidth`` are the shares of the peaks at which a device is fully busy; ``rows`` says how many
+        tokens are computed in a step of so many, padding included.
         """
-        return Load(self.memory_share, replica, matmul, bandwidth)
+        return Load(self.memory_share, replica, matmul, bandwidth, rows)
 
 
 LINEAR = LinearPower()
@@ -49,14 +54,18 @@ class Power(Protocol):
 class Load:
     """Seconds at full utilisation that a step costs, averaged over the devices of one stage."""
 
-    def __init__(self, memory_share: float, replica: Replica, matmul: float, bandwidth: float) -> None:
+    def __init__(
+        self, memory_share: float, replica: Replica, matmul: float, bandwidth: float, rows: Callable[[int], int]
+    ) -> None:
         model, hardware = replica.model, replica.hardware
         self._replica, self._matmul = replica, matmul
         self._byte = memory_share / (hardware.memory_bandwidth * bandwidth)  # s per byte
         head = model.embedding_parameters / replica.tp if model.kind == "decoder" else 0.0
         layer_bytes = BYTES_PER_ELEMENT[model.weight_dtype]
         head_peak = hardware.peak(model.weight_dtype if layer_bytes >= 2 else "bf16") * matmul
-        self._row = 2 * head / replica.dp / head_peak + 2 * model.state_bytes / replica.group * self._byte
+        self._row = 2 * head / replica.dp / head_peak
+        self._state = 2 * model.state_bytes / replica.group * self._byte  # of a sequence, read and written
+        self._scanned = self._linear_attention()
         self._step = head * max(layer_bytes, 2.0) * self._byte
         width = 2 * model.kv_heads * model.head_dim
         scored = model.heads * 2 * model.head_dim
@@ -68,13 +77,13 @@ class Load:
         cached = width * BYTES_PER_ELEMENT[model.kv_dtype] / group * self._byte
         layers = [(model.attention_layers - model.window_layers, 0), (model.window_layers, model.window)]
         self._attention = [_Attention(window, n * pair, n * cached) for n, window in layers if n]
-        self._linear = Table(self._tokens)
+        self._linear = Table(lambda tokens: self._tokens(rows(tokens)))
 
     def step(self, shape: StepShape) -> float:
         """Of one step."""
         decodes, context, chunks, drafted, _, shared = shape
         tokens = decodes + drafted
-        busy = self._step + (tokens + len(chunks)) * self._row
+        busy = self._step + (tokens + len(chunks)) * self._row + (decodes + len(chunks)) * self._state
         for chunk, past in chunks:
             tokens += chunk
             for window, pair, cached in self._attention:
@@ -84,11 +93,12 @@ class Load:
                 busy += pairs * pair + seen * cached
         if shared:
             busy -= self._spared(decodes, shared)
+        busy += (tokens - decodes) * self._scanned
         return busy + self._linear[tokens] + (self._decodes(decodes, context, 1) if decodes else 0.0)
 
     def stretch(self, decodes: int, context: int, steps: int, shared: int = 0) -> float:
         """Of ``steps`` decode-only steps from here; ``shared`` as in a shape."""
-        each = self._step + decodes * self._row + self._linear[decodes]
+        each = self._step + decodes * (self._row + self._state) + self._linear[decodes]
         if shared:
             each -= self._spared(decodes, shared)
         return steps * each + self._decodes(decodes, context, steps)
@@ -108,6 +118,13 @@ class Load:
                 seen += (steps - growing) * decodes * (window + 1)
             busy += seen * (pair + cached)
         return busy
+
+    def _linear_attention(self) -> float:
+        """Of a token that its chunkwise form takes, of a prompt or a draft."""
+        model, group = self._replica.model, self._replica.group
+        operations, moved = token_work(model, group)
+        peak = self._replica.hardware.peak("bf16") * self._matmul
+        return model.linear_layers * (operations / peak + moved * self._byte)
 
     def _tokens(self, tokens: int) -> float:
         """Everything that sees tokens one by one, on an average device of the group."""

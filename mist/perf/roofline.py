@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mist.errors import InputError
 from mist.model import BYTES_PER_ELEMENT, ModelSpec
-from mist.perf.base import Explained, Replica, StepModel, StepShape, Stretch, Table
+from mist.perf.base import Explained, Replica, StepModel, StepShape, Stretch, Table, overhead
 from mist.perf.cascade import MERGED
 from mist.perf.collective import allreduce, exchange, fabric
 from mist.perf.experts import busiest_load, destinations, touched
@@ -134,11 +134,9 @@ class RooflineSteps:
 
     def explain(self, shape: StepShape) -> tuple[Explained, ...]:
         """Everything but the engine's overheads is analytical."""
-        engine, rows = self._engine, -(-shape.requests // self._dp)
-        overhead = engine.step_overhead + rows * engine.request_overhead
-        overhead += engine.mixed_overhead if shape.chunks else 0.0
-        analytical = Explained("roofline", self.step_time(shape) - overhead, "analytical")
-        return analytical, Explained("engine overheads", overhead, "fitted")
+        fitted = overhead(self._engine, shape, self._dp)
+        analytical = Explained("roofline", self.step_time(shape) - fitted, "analytical")
+        return analytical, Explained("engine overheads", fitted, "fitted")
 
     def decode_stretch(self, decodes: int, context: int, longest: int = 0, shared: int = 0) -> Stretch:  # noqa: ARG002
         slope, until, cached = 0.0, inf, float(context)

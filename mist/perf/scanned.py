@@ -39,7 +39,7 @@ class Scanned:
         longest, together = self._together(chunks)
         return self._row(together, longest)
 
-    def verification(self, decodes: int, context: float, drafted: int) -> float:  # noqa: ARG002
+    def verification(self, decodes: int, context: float, drafted: int, longest: int = 0) -> float:  # noqa: ARG002
         """Sequences that verify drafts: a short prompt each."""
         return self._row(float(decodes), -(-drafted // decodes) + 1)
 

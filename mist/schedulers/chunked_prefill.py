@@ -39,9 +39,11 @@ class ChunkedPrefill:
         for request in tuple(view.prefilling):
             if view.preempted and request not in view.prefilling:
                 return  # it gave way to one before it, and all behind it had to first
-            tokens = min(request.pending, longest, budget)
-            if tokens == 0:
+            if budget == 0:
                 return
+            tokens = view.chunk(request, min(request.pending, longest, budget))
+            if tokens == 0:
+                continue
             while view.need(request, request.computed + tokens) > view.free:
                 victim = view.youngest
                 yield Preempt(victim)
@@ -54,6 +56,8 @@ class ChunkedPrefill:
         while budget and (head := view.head) is not None and len(view.running) < self.max_running:
             if view.need(head, head.known) > view.free:
                 return
-            tokens = min(head.known - view.hit(head), longest, budget)
+            tokens = view.chunk(head, min(head.known - view.hit(head), longest, budget))
+            if tokens == 0:
+                return
             yield Grant(head, tokens)
             budget -= tokens

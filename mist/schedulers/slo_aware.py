@@ -11,6 +11,8 @@ from mist.request import Request
 from mist.schedulers.memory import youngest_give_way
 from mist.units import Seconds
 
+Chunks = tuple[tuple[int, int], ...]  # (tokens, tokens cached before them) of each
+
 
 @dataclass(frozen=True)
 class SLOAware:
@@ -55,7 +57,7 @@ class SLOAware:
         due = next_due(view)
         budget = self.token_budget - view.decoding
         yield DECODES
-        chunks: tuple[tuple[int, int], ...] = ()
+        chunks: Chunks = ()
         begun = sorted(view.prefilling, key=self._urgency, reverse=True)
         while budget:
             head = self._admissible(view)
@@ -64,7 +66,7 @@ class SLOAware:
             if request is None:
                 return
             past = view.hit(request) if newcomer else request.computed
-            tokens = self._chunk(view, chunks, request.known - past, past, budget, due)
+            tokens = self._chunk(view, request, chunks, past, budget, due)
             if not tokens:
                 return
             while view.need(request, past + tokens) > view.free:
@@ -88,16 +90,27 @@ class SLOAware:
         return head if view.need(head, head.known) <= view.free else None
 
     def _chunk(  # noqa: PLR0917
-        self, view: EngineView, before: tuple[tuple[int, int], ...], pending: int, past: int, budget: int, due: float
+        self, view: EngineView, request: Request, before: Chunks, past: int, budget: int, due: float
     ) -> int:
         """The most tokens of this prompt that let every decoding request have its next token when it is due."""
-        most = min(pending, self.long_prefill_threshold or pending, budget)
-        least = 0 if before else min(most, self.least_chunk)
+        pending = request.known - past
+        most = view.chunk(request, min(pending, self.long_prefill_threshold or pending, budget))
+        least = 0 if before or not most else _least(view, request, min(most, self.least_chunk))
+
+        def time(tokens: int) -> float:
+            return view.step_time((*before, (tokens, past)), request)
+
         allowed = due - view.now
-        if allowed == inf or view.step_time((*before, (most, past))) <= allowed:
+        if allowed == inf or time(most) <= allowed:
             return most
-        longer = range(least + 1, most + 1)
-        return least + bisect_right(longer, allowed, key=lambda tokens: view.step_time((*before, (tokens, past))))
+        return view.chunk(request, least + bisect_right(range(least + 1, most + 1), allowed, key=time))
+
+
+def _least(view: EngineView, request: Request, tokens: int) -> int:
+    """As many tokens, or as few more as a step can take."""
+    while not view.chunk(request, tokens):
+        tokens *= 2
+    return tokens
 
 
 def next_due(view: EngineView) -> float:

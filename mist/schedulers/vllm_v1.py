@@ -71,7 +71,9 @@ class VllmV1:
                 break
             if request.id in gone:
                 continue
-            tokens = min(view.pending(request), threshold, budget)
+            tokens = view.chunk(request, min(view.pending(request), threshold, budget))
+            if tokens == 0:
+                continue
             while view.need(request, request.computed + tokens) > view.free:
                 victim = self._victim(view)
                 yield Preempt(victim)
@@ -92,7 +94,9 @@ class VllmV1:
             tokens = min(head.known - hit, threshold)
             if tokens > budget and not self.chunked:
                 return
-            tokens = min(tokens, budget)
+            tokens = view.chunk(head, min(tokens, budget))
+            if tokens == 0:
+                return
             reserve = int(self.watermark * (view.blocks + 1)) if view.running else 0  # its null block counts
             if view.need(head, head.known if self.reserve_full else hit + tokens) + reserve > view.free:
                 return

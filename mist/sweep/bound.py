@@ -88,7 +88,7 @@ def _known(scenario: Scenario) -> bool:
 
 def _worth(scenario: Scenario, traffic: Traffic, objective: str) -> float:
     """Of the objective per second, at most."""
-    rooms = {name: spec.blocks() * spec.engine.block_tokens for name, spec in scenario.pools.items()}
+    rooms = {name: spec.blocks() * spec.block_tokens for name, spec in scenario.pools.items()}
     tpot = max((part.bounds.get("tpot", inf) for part in scenario.slo.parts.values()), default=inf)
     for spec in scenario.pools.values():
         _refuse_late(scenario, spec, traffic)

@@ -67,7 +67,7 @@ class Fetches:
         self.recomputed_tokens = self._fetched_tokens = self._lost_tokens = 0
         self._times: dict[str, list[float]] = {name: [] for name in spec.tiers}
         self._waits: dict[str, list[float]] = {name: [] for name in spec.tiers}
-        self._blocks = dict.fromkeys(spec.tiers, 0)
+        self._blocks, self._states = dict.fromkeys(spec.tiers, 0), dict.fromkeys(spec.tiers, 0)
         self._pools: list[TieredPool | StagedPool] = []
         self._flying: dict[int, Fetch] = {}  # by request
 
@@ -110,8 +110,9 @@ class Fetches:
         self.source.read(found, place)
         fetch = self._flying[request.id] = Fetch(request, client, found, self.kernel.now)
         for tier, blocks in found.blocks.items():
-            size = blocks * self.layout.block_bytes
+            size = self.layout.size(blocks)
             self._blocks[tier] += blocks
+            self._states[tier] += 1
             alone = self.wiring.alone(tier, place, size)
             fetch.flows.append(self.wiring.read(tier, place, size, self._arrived, fetch, tier, alone))
         if self.spec.layerwise:
@@ -194,7 +195,7 @@ class Fetches:
         read = TierUse(
             reads=len(times),
             hit_tokens=self._blocks[name] * self.layout.block_tokens,
-            read_bytes=self._blocks[name] * self.layout.block_bytes,
+            read_bytes=self._blocks[name] * self.layout.block_bytes + self._states[name] * self.layout.state_bytes,
             written_bytes=0.0,
             transfer_time=fmean(times) if times else 0.0,
             transfer_time_p99=float(np.percentile(times, 99, method="inverted_cdf")) if times else 0.0,

@@ -21,10 +21,15 @@ class Layout(NamedTuple):
     port: float  # bytes per second, host links of one replica's devices together
     chunk: int  # most prompt tokens of a step
     stages: Sequence[StepModel]
+    state_bytes: float = 0.0  # of one sequence, of linear attention
 
     @property
     def block_bytes(self) -> float:
         return self.block_tokens * self.bytes_per_token
+
+    def size(self, blocks: int) -> float:
+        """Bytes of a cache of so many blocks, with the state at its end."""
+        return blocks * self.block_bytes + self.state_bytes
 
 
 class Choice:
@@ -41,7 +46,7 @@ class Choice:
         return self._found.length * self._layout.block_tokens
 
     def fetch_time(self) -> float:
-        sizes = ((tier, blocks * self._layout.block_bytes) for tier, blocks in self._found.blocks.items())
+        sizes = ((tier, self._layout.size(blocks)) for tier, blocks in self._found.blocks.items())
         return max(self._wiring.expected(tier, self._place, size) for tier, size in sizes)
 
     def recompute_time(self) -> float:

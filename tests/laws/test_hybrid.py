@@ -125,9 +125,3 @@ def test_heads_of_linear_attention_must_be_divisible_too(make_pool, hybrid):
 def test_a_shape_that_will_not_do_is_refused_by_name(hybrid, fields, word):
     with pytest.raises(InputError, match=word):
         replace(hybrid, **fields)
-
-
-@pytest.mark.parametrize("fields", [{"prefix_caching": True}, {"preemption": "swap"}])
-def test_what_is_not_modelled_of_states_is_refused(make_pool, hybrid, fields):
-    with pytest.raises(InputError, match="linear attention"):
-        make_pool(model=hybrid, hardware="b300", **fields)
