@@ -85,14 +85,14 @@ def resume(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     if arguments.run_directory is None:
-        return int(import_module("mist.sweep.study").show_all(Path("results")))
+        return int(import_module("mist.sweep.runs").show_all(Path("results")))
     run = paths.run_directory(arguments.run_directory)
     beside = [paths.run_directory(name) for name in arguments.beside or []]
     if page := paths.page(arguments.write):
-        return int(import_module("mist.sweep.study").publish(page, run, beside))
+        return int(import_module("mist.sweep.runs").publish(page, run, beside))
     if beside:
         raise InputError("--beside", " ".join(arguments.beside), "has no effect without --write FILE.md")
-    return int(import_module("mist.sweep.study").show(run))
+    return int(import_module("mist.sweep.runs").show(run))
 
 
 def validate(arguments: argparse.Namespace) -> int:
