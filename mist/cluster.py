@@ -1,6 +1,7 @@
 """Everything that serves: pools of engines by model, stations, hosts, and the way of a request through them."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from mist.clients.colocated import SharedDevice
 from mist.clients.host import Host, HostSpec
@@ -52,12 +53,8 @@ class Cluster:
     ) -> None:
         self.kernel = kernel
         ways = services(pools) if pools else {}
-        drafts = {name: pools[sink or name].speculation for name, sink in ways.items()}
-        self.pools = {name: Pool(name, spec, drafts.get(name, spec.speculation), seed) for name, spec in pools.items()}
+        self.pools = _pools(pools, ways, colocated or {}, seed)
         sites = {name: spec.site() for name, spec in pools.items()}
-        for colocation in (colocated or {}).values():
-            for name in colocation.shares:
-                self.pools[name].part = 1 / len(colocation.shares)
         self.wires = Wires(kernel, network, sites) if isinstance(network, Topology) else None
         self.hosts = {name: Host(kernel, name, spec) for name, spec in (hosts or {}).items()}
         self.stations = {
@@ -70,22 +67,11 @@ class Cluster:
         stands = {name: next(iter(at.shares)) for at in (colocated or {}).values() for name in at.shares}
         self.arrived = self.completed = self.refused = self.lost = 0
         self.ended: Callable[[Request], None] | None = None  # told of every request answered, refused or lost
+        serving = partial(Service, kernel, wires=self.wires, ended=self._ended, handover=handover, faults=faults)
+        serving = partial(serving, roles=roles, good=good, seed=seed, stands=stands)
+        serving = partial(serving, device=lambda pool, index: devices.get((pool, index)))
         self.services = {
-            name: Service(
-                kernel,
-                self.pools[name],
-                None if sink is None else self.pools[sink],
-                None if sink is None else link,
-                wires=self.wires,
-                ended=self._ended,
-                handover=handover,
-                faults=faults,
-                roles=roles,
-                good=good,
-                seed=seed,
-                device=lambda pool, index: devices.get((pool, index)),
-                stands=stands,
-            )
+            name: serving(self.pools[name]) if sink is None else serving(self.pools[name], self.pools[sink], link)
             for name, sink in ways.items()
         }
         self._direct = self._service(pipeline)
@@ -170,6 +156,18 @@ class Cluster:
             scaler.ended += 1
             scaler.good += not query.lost and self._good(query)
         self._tell(query)
+
+
+def _pools(
+    pools: Mapping[str, PoolSpec], ways: Mapping[str, str | None], colocated: Mapping[str, Colocation], seed: int
+) -> dict[str, Pool]:
+    """At work, each paying for its part of its devices."""
+    drafts = {name: pools[sink or name].speculation for name, sink in ways.items()}
+    working = {name: Pool(name, spec, drafts.get(name, spec.speculation), seed) for name, spec in pools.items()}
+    for colocation in colocated.values():
+        for name in colocation.shares:
+            working[name].part = 1 / len(colocation.shares)
+    return working
 
 
 def _devices(

@@ -1,6 +1,6 @@
 """Stations whose servers come and go: they fail, and there are as many as an autoscaler wants."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from mist.errors import InputError
 from mist.faults import Faults, GivenFaults, NoFaults
 from mist.fleet import Fleet, Scaler
 from mist.kernel import Kernel
+from mist.outages import Outages
 from mist.policy import PoolView
 from mist.scaling import FIXED, Autoscale, Scaling
 from mist.slo import SLO
@@ -46,16 +47,16 @@ class CrewedStation(Station):
         super().__init__(kernel, name, spec, hosts)
         servers = spec.servers
         assert servers is not None
-        self.faults, self._seed = faults, seed
+        self.faults = faults
         self.turns: dict[int, Turn] = {}  # by server
         self.fleet = Crew(kernel, [None] * servers, [0] * servers, lambda _index: None)
         self.fleet.on_up = self._came_up
-        self._outages: dict[int, Iterator[tuple[float, float]]] = {}
+        self._outages = Outages(kernel, faults, seed, name, self.fleet, self._fail)
         scaling = autoscaler(spec)
         self.scaler = CrewScaler(kernel, scaling, self) if isinstance(scaling, Autoscale) else None
         if not isinstance(faults, NoFaults):
             for index in range(servers):
-                self._next_outage(index)
+                self._outages.expect(index)
 
     def joules(self, elapsed: float) -> float:  # noqa: ARG002
         assert self.spec.servers is not None
@@ -63,7 +64,7 @@ class CrewedStation(Station):
 
     def _came_up(self, index: int) -> None:
         if not isinstance(self.faults, NoFaults):
-            self._next_outage(index)
+            self._outages.expect(index)
         self.recount()
         self._wake()
 
@@ -89,17 +90,7 @@ class CrewedStation(Station):
         self.recount()
         self._done(turn.batch, turn.began)
 
-    def _next_outage(self, index: int) -> None:
-        if index not in self._outages:
-            self._outages[index] = self.faults.outages(self.name, index, self._seed)
-        outage = next(self._outages[index], None)
-        if outage is not None:
-            up, down = outage
-            self.kernel.after(up, self._fail, index, self.fleet.life(index), down)
-
-    def _fail(self, index: int, life: int, down: float) -> None:
-        if self.fleet.life(index) != life:
-            return  # that server has been released since
+    def _fail(self, index: int, down: float) -> None:
         turn = self.turns.pop(index, None)
         if turn is not None:
             self._break_off(index, turn)

@@ -1,29 +1,19 @@
 """The way of a request through the pools of one model."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import cast
 
-from mist.clients.cascading import CascadingClient, LeapLoad
-from mist.clients.colocated import (
-    ColocatedCascadingClient,
-    ColocatedClient,
-    ColocatedSpeculativeClient,
-    SharedDevice,
-)
-from mist.clients.leaping import LeapingClient
+from mist.clients.colocated import SharedDevice, alone
 from mist.clients.llm import LLMClient
-from mist.clients.pipeline import PipelineClient
-from mist.clients.speculative import SpeculativeClient
-from mist.clients.stages import Stages
+from mist.crossing import Crossing
+from mist.engines import engine
 from mist.faults import NO_FAULTS, Faults, NoFaults
 from mist.fleet import Fleet, Scaler
-from mist.handover import GLOBAL, Handovers, HandoverSpec, Wire
+from mist.handover import GLOBAL, Handovers, HandoverSpec
 from mist.kernel import Kernel
-from mist.memory.choice import make_pool
-from mist.network import Link, LinkSpec
-from mist.perf.cascade import CascadeLoad, CascadeRule
+from mist.network import LinkSpec
+from mist.outages import Outages
 from mist.replicas import Pool
 from mist.request import Request, Stage, Visit
 from mist.roles import FIXED_ROLES, Roles, Switcher, SwitchRoles
@@ -31,11 +21,6 @@ from mist.scaling import Autoscale
 from mist.tiers.fetches import Fetches
 from mist.tiers.spec import DrawnTiers, StoredTiers
 from mist.topology import Wires
-
-
-def alone(_pool: str, _replica: int) -> SharedDevice | None:
-    """Devices of its own."""
-    return None
 
 
 class Service:
@@ -50,8 +35,8 @@ class Service:
         self,
         kernel: Kernel,
         entry: Pool,
-        decode: Pool | None,
-        link: LinkSpec | None,
+        decode: Pool | None = None,
+        link: LinkSpec | None = None,
         *,
         wires: Wires | None = None,
         ended: Callable[["Service", Request], None],
@@ -65,11 +50,13 @@ class Service:
     ) -> None:
         self.kernel, self._seed, self._device, self._stands = kernel, seed, device, stands or {}
         self.pools = (entry,) if decode is None else (entry, decode)
-        self.link = Link(kernel, link) if link is not None else None
         self.faults, self.good, self.ended = faults, good, ended
-        self._entry, self._decode, self._wires = entry, decode, wires
+        self._entry, self._decode = entry, decode
         self._front_end = entry.spec.engine.front_end
-        self.handovers = self._handovers(handover) if decode is not None else None
+        self.handovers: Handovers | None = None
+        if decode is not None:
+            crossing = Crossing(kernel, entry, decode, link, wires)
+            self.handovers = crossing.handovers(handover, self._to_decode, self._landed, self._withdrawn)
         tiers = entry.spec.tiers
         if isinstance(tiers, StoredTiers | DrawnTiers):
             layout = entry.spec.layout(entry.name, entry.stages, (decode or entry).spec.speculation)
@@ -79,15 +66,15 @@ class Service:
             for index in range(pool.spec.replicas):
                 pool.clients.append(self._client(pool, index))
         self.scalers: list[Scaler] = []
-        self._outages: dict[tuple[str, int], Iterator[tuple[float, float]]] = {}
         for pool in self.pools:
             self._elastic(pool, switching=isinstance(roles, SwitchRoles))
         if isinstance(roles, SwitchRoles) and decode is not None:
             assert entry.fleet is not None and decode.fleet is not None
-            Switcher(kernel, roles, entry.fleet, decode.fleet, self._moved)
+            Switcher(kernel, roles, entry.fleet, decode.fleet, crossing.moved)
 
     def _client(self, pool: Pool, index: int) -> LLMClient:
-        client = self._engine(pool, index)
+        device, finished = self._device(pool.name, index), partial(self._finished, pool)
+        client = engine(self.kernel, pool, index, device=device, seed=self._seed, finished=finished)
         if pool.fetches is not None:
             pool.fetches.attach(client, index)
         elif self._stored is not None:
@@ -98,66 +85,6 @@ class Service:
             if self.handovers.spec.layerwise:
                 client.watch = self.handovers.watch
         return client
-
-    def _engine(self, pool: Pool, index: int) -> LLMClient:
-        spec, scheduler, name = pool.spec, pool.spec.scheduler, f"{pool.name}/{index}"
-        kv = make_pool(pool.blocks, pool.block_tokens, spec.prefix_caching, spec.host(), spec.state_blocks)
-        if pool.fetches is not None:
-            kv = pool.fetches.pool(pool.blocks)
-        finished = partial(self._finished, pool)
-        if pool.spec.pp > 1:
-            passage = Stages(self.kernel, pool.stages, pool.hop_time, pool.loads)
-            pipeline = PipelineClient(self.kernel, name, scheduler=scheduler, stages=passage, kv=kv, finished=finished)
-            return cast(LLMClient, pipeline)  # it lacks layer-wise hand-over, which Scenario refuses
-        device = self._device(pool.name, index)
-        kind: Callable[..., LLMClient] = LeapingClient if device is None else ColocatedClient
-        if pool.spec.speculation.tokens:
-            kind = SpeculativeClient if device is None else ColocatedSpeculativeClient
-            kind = partial(kind, speculation=pool.spec.speculation, seed=self._seed)
-        elif spec.engine.cascade_attention and not spec.no_cascade:
-            kind = CascadingClient if device is None else ColocatedCascadingClient
-            kind = partial(kind, rule=CascadeRule(spec.replica))
-        if device is not None:
-            kind = partial(kind, device=device, pool=pool.name)
-        client = kind(self.kernel, name, scheduler=scheduler, steptimes=pool.stages[0], kv=kv, finished=finished)
-        client.power = pool.loads[0]
-        if isinstance(client, CascadingClient):
-            client.power = LeapLoad(cast(CascadeLoad, client.power), client)
-        return client
-
-    def _handovers(self, spec: HandoverSpec) -> Handovers:
-        assert self._decode is not None
-        self._decode.groups = spec.groups
-        model = self._entry.spec.model
-        drafter = self._decode.spec.speculation.drafter(model)
-        sent = [model] if drafter is None else [model, drafter]
-        return Handovers(
-            self.kernel,
-            spec,
-            self._between,
-            bytes_per_token=sum(part.kv_bytes_per_token for part in sent),
-            layers=sum(part.layers for part in sent),
-            state_bytes=sum(part.state_bytes for part in sent),
-            route=self._to_decode,
-            landed=self._landed,
-            fetched=self._entry.settle,
-            withdrawn=self._withdrawn,
-        )
-
-    def _between(self, source: int, sink: int) -> Wire:
-        """What carries KV from a prefill replica to a decode replica."""
-        if self._wires is None:
-            assert self.link is not None
-            return self.link
-        assert self._decode is not None
-        return self._wires.way((self._entry.name, source), (self._decode.name, sink))
-
-    def _moved(self, role: str, old: int, new: int) -> None:
-        """A replica has changed to a role: it stays where it stands."""
-        if self._wires is not None and self._decode is not None:
-            names = {"prefill": self._entry.name, "decode": self._decode.name}
-            giver = names["decode" if role == "prefill" else "prefill"]
-            self._wires.move((giver, old), (names[role], new))
 
     def _elastic(self, pool: Pool, switching: bool) -> None:
         """A fleet for a pool whose replicas come and go."""
@@ -172,9 +99,11 @@ class Service:
             self.scalers.append(Scaler(self.kernel, scaling, pool.fleet))
         if failing:
             pool.members = defaultdict(dict)
-            pool.fleet.on_up = partial(self._next_outage, pool)
+            place = self._stands.get(pool.name, pool.name)
+            outages = Outages(self.kernel, self.faults, self._seed, place, pool.fleet, partial(self._fail, pool))
+            pool.fleet.on_up = outages.expect
             for index in pool.fleet.up:
-                self._next_outage(pool, index)
+                outages.expect(index)
 
     def refusal(self, request: Request) -> str:
         """Why it can never be served here; empty if it can."""
@@ -268,22 +197,9 @@ class Service:
 
     # failures
 
-    def _next_outage(self, pool: Pool, index: int) -> None:
-        assert pool.fleet is not None
-        place = self._stands.get(pool.name, pool.name), index
-        mine = pool.name, index
-        if mine not in self._outages:
-            self._outages[mine] = self.faults.outages(*place, self._seed)
-        outage = next(self._outages[mine], None)
-        if outage is not None:
-            up, down = outage
-            self.kernel.after(up, self._fail, pool, index, pool.fleet.life(index), down)
-
-    def _fail(self, pool: Pool, index: int, life: int, down: float) -> None:
+    def _fail(self, pool: Pool, index: int, down: float) -> None:
         fleet, members = pool.fleet, pool.members
         assert fleet is not None and members is not None
-        if fleet.life(index) != life:
-            return  # that replica has been released since
         client = pool.clients[index]
         client.fail()
         gone = list(members.pop(index, {}).values())

@@ -39,7 +39,8 @@ class Stage:
         self._play("mist.simulate", simulate=lambda config: self._answer("simulate", config))
         self._play("mist.sweep.capacity", capacity=lambda config, seeds: self._answer("capacity", config, seeds))
         shows = {"show": self._exit("show"), "show_all": self._exit("show_all")}
-        self._play("mist.sweep.study", run=self._exit("run"), resume=self._exit("resume"), **shows)
+        self._play("mist.sweep.study", run=self._exit("run"), resume=self._exit("resume"))
+        self._play("mist.sweep.runs", **shows)
         self._play("mist.report.text", simulation=lambda result: f"simulated {sorted(result.facts)}")
         self._play("mist.report.capacity", capacity=lambda answer: f"capacity {sorted(answer.facts)}")
 

@@ -100,6 +100,11 @@ class SharedDevice:
             job.ended(*job.arguments)
 
 
+def alone(_pool: str, _replica: int) -> SharedDevice | None:
+    """Devices of its own."""
+    return None
+
+
 class ColocatedClient(LeapingClient):
     """A LeapingClient that shares its devices with those of other pools.
 

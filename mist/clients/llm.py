@@ -35,14 +35,6 @@ class LLMClient(Seats):
         self.load = 0.0  # s at full utilisation, mean over devices; a step's from its beginning, a leap's from its end
         self.power: Power | None = None
 
-    @property
-    def pledged(self) -> int:
-        return sum(map(self.pledge, self._running.values()))
-
-    def pledge(self, request: Request) -> int:
-        tokens = request.known + (request.left - 1 if self.prefilled is None else 0)
-        return -(-tokens // self.kv.block_tokens)
-
     # what the cluster asks for
 
     def submit(self, request: Request) -> None:

@@ -96,6 +96,14 @@ class Seats:
     def free(self) -> int:
         return self.kv.free
 
+    @property
+    def pledged(self) -> int:
+        return sum(map(self.pledge, self._running.values()))
+
+    def pledge(self, request: Request) -> int:
+        tokens = request.known + (request.left - 1 if self.prefilled is None else 0)
+        return -(-tokens // self.kv.block_tokens)
+
     def pending(self, request: Request) -> int:
         return 1 if request.joined >= 0 else request.known - request.computed
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from mist.report.objective import OBJECTIVES
 from mist.report.plot import Bar, Point, amount, bars, points
+from mist.report.ranked import Row, timed
 from mist.report.standing import cautions, said
-from mist.report.study import Answer, Row, reasons, timed
+from mist.report.study import Answer, reasons
 
 MARK = "<!-- written by hand from here on -->"
 LEADERS = "leaders.svg"

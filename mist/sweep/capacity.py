@@ -1,23 +1,21 @@
 """Capacity: the largest arrival rate at which every SLO percentile holds."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import exp, inf, log, sqrt
+from math import inf, log
 from statistics import fmean
-from sys import float_info
 from time import monotonic
 from typing import Any
 
 from mist.build import build
-from mist.errors import DeadlineExceeded, ImpossibleLayout, InputError, OutsideProfile, UnmeetableSLO, as_typed
+from mist.errors import DeadlineExceeded, ImpossibleLayout, InputError, UnmeetableSLO, as_typed
 from mist.metrics import Result
-from mist.perf.base import StepModel, StepShape
-from mist.plan.demand import demand
 from mist.request import Request
 from mist.scenario import Scenario
 from mist.simulate import Stop, refuse_unmeetable, serve
-from mist.ways import services
+from mist.sweep.first_rate import guess
+from mist.sweep.largest import largest
 from mist.window import Doomed
 from mist.workload.traffic import Traffic, check_open
 
@@ -25,14 +23,6 @@ PRECISION = 1.02  # lowest rate known to fail over highest known to hold
 ROUGH = 1.08  # the same, for a first search on every COARSE-th request
 COARSE = 8
 LEAST = 300  # requests worth searching on
-SLOPE = 3.0  # d log(latency) / d log(rate) to begin with
-LEAP = log(2)  # furthest step up, in log(rate)
-IDLE = 1 / 4096  # of the first guess: a rate at which requests are alone
-FLOOD = 4096  # times the first guess: a rate at which they come all at once
-
-SELDOM = 0.001  # requests/s that hardly ever meet at a station
-
-Probe = Callable[[float], Result]
 
 
 @dataclass(frozen=True)
@@ -106,9 +96,9 @@ def search(scenario: Scenario, traffic: Mapping[int, Traffic], limit_s: float) -
 
         start = guess(seeded, draws)
         if len(draws) >= COARSE * LEAST:
-            found = _largest(partial(probe, draws=draws.thinned(COARSE)), start, ROUGH)
+            found = largest(partial(probe, draws=draws.thinned(COARSE)), start, ROUGH)
             start = found.rate * 0.95 if found.verdict == "ok" else start  # a shorter cycle takes a little more
-        best = results[seed] = _largest(probe, start, PRECISION)
+        best = results[seed] = largest(probe, start, PRECISION)
         if best.verdict not in ("ok", "infeasible"):  # once more, to the end
             alone = serve(seeded, draws, best.rate, _before(deadline, limit_s))
             refuse_unmeetable(seeded, draws, alone)
@@ -191,96 +181,3 @@ def _before(deadline: float, limit_s: float) -> Stop:
 def _until_certain(scenario: Scenario, traffic: Traffic, deadline: float, limit_s: float) -> Stop:
     in_time, doomed = _before(deadline, limit_s), Doomed(scenario.slo, len(traffic), traffic.sizes())
     return lambda requests, now: in_time(requests, now) or doomed(requests, now)
-
-
-def guess(scenario: Scenario, traffic: Traffic) -> float:
-    """Requests per second, to start from: full chunks, and decodes in the largest batch within the TPOT limit.
-
-    Of stations alone, as many as they serve one by one.
-    """
-    if not scenario.pools:
-        return _one_by_one(scenario, traffic)
-    tpot = min((limit.limit for limit in scenario.slo if limit.metric == "tpot"), default=inf)
-    loads = demand(scenario.pipeline, traffic, scenario.seed, services(scenario.pools))
-    rates = []
-    for name, spec in scenario.pools.items():
-        if name not in loads:
-            continue  # no plan of the sample led there
-        generations, prompt, answer = loads[name]
-        steps, budget = spec.perf.of(spec.replica), spec.scheduler.token_budget
-        seconds = 0.0
-        if spec.role != "decode":
-            while budget > 1 and _known(steps, StepShape(0, 0, ((budget, 0),))) == inf:
-                budget //= 2
-            seconds += prompt * steps.step_time(StepShape(0, 0, ((budget, 0),))) / budget
-        if spec.role != "prefill":
-            batch = spec.scheduler.max_running
-            context = int(prompt + answer / 2)
-            while batch > 1 and _known(steps, StepShape(batch, batch * context)) > min(tpot, float_info.max):
-                batch = int(batch / 1.2)
-            seconds += answer * steps.step_time(StepShape(batch, batch * context)) / batch
-        rates.append(spec.replicas / (generations * seconds))
-    return 0.7 * min(rates, default=1.0)
-
-
-def _one_by_one(scenario: Scenario, traffic: Traffic) -> float:
-    """The rate at which some station would be busy all the time if it served every visit by itself."""
-    seldom = serve(scenario, traffic, SELDOM)
-    shares = [station.utilization for station in (seldom.stations or {}).values() if station.utilization]
-    return 0.7 * SELDOM / max(shares, default=0.7 * SELDOM)
-
-
-def _known(steps: StepModel, shape: StepShape) -> float:
-    """Seconds of the step, infinite where nothing like it was measured: to begin with, a smaller one will do."""
-    try:
-        return steps.step_time(shape)
-    except OutsideProfile:
-        return inf
-
-
-def _largest(probe: Probe, start: float, precision: float) -> Result:
-    """The Result at the largest rate that holds, within ``precision`` of one that does not.
-
-    Where no rate holds, the Result of requests served alone.
-    """
-    held: list[Result] = []  # by rising rate
-    fails, rate, retreat = inf, start, 1.04
-    while not held or fails / held[-1].rate > precision:
-        result = probe(rate)
-        if result.verdict == "infeasible":
-            return result
-        if result.verdict == "ok":
-            held.append(result)
-            if rate >= start * FLOOD:
-                return result  # too few requests to overload anything
-        else:
-            fails = rate
-            if not held and rate <= start * IDLE:
-                return result
-        if held:
-            rate = _between(held, fails, precision)
-        else:
-            rate, retreat = max(rate / retreat, start * IDLE), retreat**2
-    return held[-1]
-
-
-def _between(held: Sequence[Result], fails: float, precision: float) -> float:
-    """The next rate to try, above the last that held and below the first that did not.
-
-    Where the slack of the tightest limit would be used up if it went on as between the last two rates that
-    held; halfway, in the logarithm, where that is beyond what fails.
-    """
-    low, slack = held[-1].rate, _slack(held[-1])
-    slope = SLOPE
-    if len(held) > 1 and _slack(held[-2]) > slack > 0:
-        slope = (_slack(held[-2]) - slack) / log(low / held[-2].rate)
-    aim = low * exp(min(slack / slope, LEAP)) / precision**0.25  # just below, so that the next one closes in
-    least = low * precision ** (2 ** min(len(held) - 1, 4))  # a crawl from below speeds up
-    rate = max(aim, least)
-    return rate if rate < fails / precision**0.25 else sqrt(low * fails)
-
-
-def _slack(result: Result) -> float:
-    """log(limit / observed) of the tightest limit; enough for a stride of a quarter where there is none."""
-    shares = [check.observed / check.limit for check in (result.slo or {}).values()]
-    return -log(max(shares)) if shares and max(shares) > 0 else 0.25 * SLOPE

@@ -11,8 +11,8 @@ from mist.perf.base import PerfModel
 from mist.perf.tables.files import System
 from mist.sweep.bound import Bound
 from mist.sweep.identity import code, design_identity, digest, ordered_digest
+from mist.sweep.judging import named
 from mist.sweep.question import OPTIONS, Sweep
-from mist.sweep.workers import named
 from mist.workload.traffic import Traffic, Workload
 
 Config = dict[str, Any]

@@ -12,15 +12,16 @@ from typing import Any
 
 from mist.report.objective import OBJECTIVES
 from mist.report.progress import Progress
-from mist.sweep import ranking, store, workers
+from mist.sweep import ranking, store
 from mist.sweep.best_first import Bounded, Standing, least, standing
 from mist.sweep.bound import Bound
 from mist.sweep.identity import digest
 from mist.sweep.inputs import Config, Workloads, World, identity
+from mist.sweep.judging import Job, Outcome, told
 from mist.sweep.question import Sweep
 from mist.sweep.search import Proposal, Search
 from mist.sweep.space import Design
-from mist.sweep.workers import Job, Outcome, Workers
+from mist.sweep.workers import Workers
 from mist.workload.traffic import Traffic
 
 
@@ -89,7 +90,7 @@ class Study:
             line["identity"] = digest(overrides)
             self._waiting[line["identity"]] = [(proposal, line)]
             self._flying[line["number"]] = line
-            self._land(Outcome(line["number"], None, workers.told(error), 0.0, 1))
+            self._land(Outcome(line["number"], None, told(error), 0.0, 1))
             return
         if line["identity"] in self._known:
             self.search.repeated()

@@ -106,8 +106,8 @@ def drive(tmp_path):
 @pytest.fixture(scope="session")
 def on_ray():
     """One private Ray for the whole session, though the environment names a cluster that is not ours."""
+    from mist.sweep.on_ray import OnRay
     from mist.sweep.options import RayOptions
-    from mist.sweep.workers import OnRay
 
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_ADDRESS", "192.0.2.1:6379")

@@ -10,7 +10,7 @@ from mist.cli import main
 from mist.report.page import MARK, spoken
 from mist.report.plot import Bar, Point, bars, points, ticks
 from mist.sweep import question
-from mist.sweep.study import publish
+from mist.sweep.runs import publish
 
 SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 

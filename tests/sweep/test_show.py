@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mist.cli import main
-from mist.sweep.study import show, show_all
+from mist.sweep.runs import show, show_all
 
 
 @pytest.fixture

@@ -5,8 +5,10 @@ import pytest
 import toy
 
 from mist.errors import InputError
+from mist.sweep.judging import Job
+from mist.sweep.on_ray import OnRay
 from mist.sweep.options import RayOptions
-from mist.sweep.workers import Job, OnRay, Serial
+from mist.sweep.workers import Serial
 
 
 def job(number, limit_s=5.0, seeds=(0,), **changes):
