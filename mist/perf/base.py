@@ -57,7 +57,7 @@ class Explained(NamedTuple):
 
     operator: str
     seconds: float
-    source: Literal["measured", "interpolated", "extrapolated", "analytical", "fitted"]
+    source: Literal["measured", "interpolated", "extrapolated", "transferred", "analytical", "fitted"]
 
 
 class Replica(NamedTuple):

@@ -8,7 +8,7 @@ from mist.perf.tables.attention import Heads, decode_attention, prompt_attention
 from mist.perf.tables.comm import fused_reduction, gathering, reduction
 from mist.perf.tables.curve import Curve, line
 from mist.perf.tables.deepep import Exchange, deepep
-from mist.perf.tables.experts import Distribution, experts
+from mist.perf.tables.experts import Cut, Distribution, experts
 from mist.perf.tables.files import System
 from mist.perf.tables.gemm import gemm, quantisation
 from mist.perf.tables.grid import Grid
@@ -73,8 +73,8 @@ def operators(asked: Asked) -> Operators:
     group: dict[str, Curve] = {}
     if model.sparse_layers:
         local["router"] = gemm(system, "bf16", model.experts, model.hidden).times(model.sparse_layers)
-        cut = replica.group // replica.ep
-        group["experts"] = experts(system, model, cut, replica.ep, asked.distribution).times(model.sparse_layers)
+        cut = Cut(replica.group // replica.ep, replica.ep, asked.distribution)
+        group["experts"] = experts(system, replica.hardware, model, cut).times(model.sparse_layers)
     _collectives(system, asked, local, group)
     head = _head(system, asked) if model.kind == "decoder" else {}
     bandwidth = replica.hardware.memory_bandwidth * asked.bandwidth_efficiency
