@@ -5,6 +5,7 @@ from typing import NamedTuple
 from mist.model import BYTES_PER_ELEMENT, ModelSpec
 from mist.perf.base import Replica
 from mist.perf.tables.attention import Heads, decode_attention, prompt_attention
+from mist.perf.tables.bare import latent_shapes
 from mist.perf.tables.comm import fused_reduction, gathering, reduction
 from mist.perf.tables.curve import Curve, line
 from mist.perf.tables.deepep import Exchange, deepep
@@ -86,7 +87,7 @@ def _attention(system: System, asked: Asked) -> tuple[Layers, ...]:
     replica = asked.replica
     model, tp, memory = replica.model, replica.tp, (replica.hardware.memory_bandwidth, asked.bandwidth_efficiency)
     if model.kv_latent and model.attention_layers:
-        latent = latent_attention(system, model, max(1, model.heads // tp))
+        latent = latent_attention(system, replica.hardware, model, max(1, model.heads // tp))
         return (Layers(model.attention_layers, 0, latent.prompt, latent.decode, latent.module),)
     heads = Heads(model.heads // tp, max(1, model.kv_heads // tp), model.head_dim, model.kv_dtype)
     kinds = [(model.attention_layers - model.window_layers, 0), (model.window_layers, model.window)]
@@ -104,16 +105,7 @@ def _projections(system: System, model: ModelSpec, tp: int, module: bool) -> dic
     gate = q if model.gated_attention else 0
     shapes = {"qkv projection": (q + gate + 2 * kv, model.hidden), "output projection": (model.hidden, q)}
     if model.kv_latent:
-        value = model.value_head_dim or model.head_dim
-        queries = model.heads * (model.head_dim + model.rope_head_dim) // tp
-        narrow = model.kv_latent + model.rope_head_dim + (model.q_latent or queries)
-        shapes = {
-            "latent projection": (narrow, model.hidden),
-            "latent expansion": (model.heads * (model.head_dim + value) // tp, model.kv_latent),
-            "output projection": (model.hidden, model.heads * value // tp),
-        }
-        if model.q_latent:
-            shapes["query projection"] = (queries, model.q_latent)
+        shapes = latent_shapes(model, model.heads // tp)
     return _products(system, model, shapes, model.attention_layers)
 
 
