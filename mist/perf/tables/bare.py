@@ -17,8 +17,8 @@ from mist.perf.tables.grid import Grid, decode_grid, prompt_grid
 MODULE = (7168, 1536, 512, 64, 128)  # hidden, q_latent, kv_latent, rope, head: DeepSeek-V3, the one timed as a module
 KERNEL = MODULE[2:4]  # kernels see only the latent and the rotary part
 # Whose bare kernels are like those of an engine of which not even modules were timed, by what the tables call them:
-# Triton's over the latent in a decode step, FlashAttention over keys and values in a prompt step. On RTX PRO 6000, where
-# vLLM's modules were timed too, these and the projections take 0.75 to 1.02 and 0.83 to 0.85 times as long.
+# Triton's over the latent in a decode step, FlashAttention over keys and values in a prompt step. On RTX PRO 6000,
+# where vLLM's modules were timed too, these and the projections take 0.75 to 1.02 and 0.83 to 0.85 times as long.
 LIKE = {"vllm": ("trtllm", "sglang")}  # prompt, decode
 
 
@@ -75,12 +75,10 @@ def less_projections(system: System, hardware: HardwareSpec, model: ModelSpec, h
     cached = (latent + rope) * BYTES_PER_ELEMENT[model.kv_dtype] / hardware.memory_bandwidth  # s per cached token
     pair = heads * (2 * size + rope) * 2 / hardware.peak("bf16")  # s per query and key
     batches, lengths, seconds = matrix(decode)
-    read = np.outer(batches, lengths) * cached
-    decoded = np.fmax(seconds - _over(batches, around)[:, None], np.where(np.isnan(seconds), np.nan, read))
+    decoded = np.maximum(seconds - _over(batches, around)[:, None], np.outer(batches, lengths) * cached)
     starts, sizes, whole = matrix(prompt)
-    computed = np.outer(starts, sizes**2 / 2) * pair
-    rest = whole - _over(np.outer(starts, sizes), around)
-    prompted = np.fmax(rest, np.where(np.isnan(whole), np.nan, computed))
+    counts = np.outer(starts, sizes)
+    prompted = np.maximum(whole - _over(counts, around), counts * sizes / 2 * pair)
     return Latent(
         prompt_grid(starts, sizes, prompted, "transferred"),
         decode_grid(batches, lengths, decoded, "transferred"),
