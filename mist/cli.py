@@ -120,6 +120,11 @@ def calibrate(arguments: argparse.Namespace) -> int:
     return int(import_module("mist.calibration.console").calibrate(arguments))
 
 
+def tables(arguments: argparse.Namespace) -> int:
+    answer = getattr(import_module(f"mist.validation.{arguments.what}"), arguments.what)(arguments.names)
+    return _answer(answer, arguments.json, f"tables.{arguments.what}")
+
+
 def choices(arguments: argparse.Namespace) -> int:
     from mist.catalog import facts, groups, nearest, sweeps
 
@@ -238,6 +243,11 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     about = "how long the search may take (10); then the best point so far is the answer"
     sub.add_argument("--minutes", type=float, default=10.0, metavar="N", help=about)
     sub.add_argument("--json", action="store_true", help="print scalars and scores as JSON")
+    sub = command("tables", tables, "what the operator tables of perf=measured cover, and how well they tell the rest")
+    about = "coverage: models, devices and kernels; left_out: experts of every shape, told from the others"
+    sub.add_argument("what", choices=("coverage", "left_out"), help=about)
+    sub.add_argument("names", nargs="*", metavar="NAME", help="only these models, devices, kernels or dtypes")
+    sub.add_argument("--json", action="store_true", help="print the answer as JSON")
     sub = command("list", choices, "what there is to choose from")
     sub.add_argument("group", nargs="?", metavar="GROUP", help="model, hardware, ..., sweeps")
     return parser, dict(commands.choices)

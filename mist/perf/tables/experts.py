@@ -8,7 +8,7 @@ from mist.model import ModelSpec
 from mist.perf.tables.curve import Curve, least, through
 from mist.perf.tables.files import MILLISECOND, System, rows
 from mist.perf.tables.grouped import Shape, law, suffices, transferred
-from mist.perf.tables.timings import shapes
+from mist.perf.tables.timings import shapes, usual
 
 Distribution = Literal["balanced", "power_law_1.01", "power_law_1.2"]
 # Kernels for each stored dtype: the first group of which anything was timed counts, and the least within it.
@@ -93,7 +93,7 @@ def _unseen(system: System, hardware: HardwareSpec, model: ModelSpec, cut: Cut, 
     like = system.kernels, kind
     if not any(len(rows(path, moe_dtype=kind)) for path in system.newest("moe", "moe_perf", system.kernels)):
         like = LIKE.get(like, like)
-    timed = shapes(system, *like, cut.groups, cut.distribution)
+    timed = usual(shapes(system, *like, cut.groups, cut.distribution))
     if not suffices(timed, shape):
         return []
     known, own = (law(hardware, each, timed, cut.groups) for each in (like[1], kind))

@@ -42,6 +42,9 @@ class Shape(NamedTuple):
     chosen: int  # by a token
     experts: int
 
+    def __str__(self) -> str:
+        return f"{self.hidden} x {self.width}, {self.chosen} of {self.experts}"
+
     @property
     def family(self) -> tuple[int, int]:
         """Of one expert's matrices."""
@@ -53,6 +56,7 @@ class Timed(NamedTuple):
 
     shape: Shape
     cut: int
+    kernel: int  # most of its timings are of
     tokens: Floats
     seconds: Floats
 
