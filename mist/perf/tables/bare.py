@@ -27,7 +27,8 @@ class Latent(NamedTuple):
 
     prompt: Grid
     decode: Grid
-    module: bool  # with all projections
+    module: bool = False  # with all projections
+    fused: bool = False  # with rotary embedding, norms and the writing of the cache
 
 
 def found(system: System, file: str, **wanted: object) -> Rows | None:
@@ -54,7 +55,7 @@ def latent_shapes(model: ModelSpec, heads: int) -> dict[str, tuple[int, int]]:
 def less_projections(system: System, hardware: HardwareSpec, model: ModelSpec, heads: int) -> Latent | None:
     """The kernels within the module of DeepSeek-V3, which are the same for any width: less its products in 16 bits.
 
-    No faster than the memory delivers the latents, or the device multiplies.
+    Rotary embedding and norms stay within. No faster than the memory delivers the latents, or the device multiplies.
     """
     wanted = {
         "kv_cache_dtype": KV_DTYPES.get(model.kv_dtype, model.kv_dtype),
@@ -82,7 +83,7 @@ def less_projections(system: System, hardware: HardwareSpec, model: ModelSpec, h
     return Latent(
         prompt_grid(starts, sizes, prompted, "transferred"),
         decode_grid(batches, lengths, decoded, "transferred"),
-        False,
+        fused=True,
     )
 
 
@@ -97,4 +98,4 @@ def like(system: System, wanted: dict[str, object]) -> Latent | None:
     decode = found(system._replace(kernels=decodes), "generation_mla_perf", **wanted)
     if prompt is None or decode is None:
         return None
-    return Latent(prompt_grid(*matrix(prompt), "transferred"), decode_grid(*matrix(decode), "transferred"), False)
+    return Latent(prompt_grid(*matrix(prompt), "transferred"), decode_grid(*matrix(decode), "transferred"))

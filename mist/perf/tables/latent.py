@@ -20,12 +20,12 @@ def latent_attention(system: System, hardware: HardwareSpec, model: ModelSpec, h
         prompt = found(system, "mla_context_module_perf", gemm_type=kind, **wanted)
         decode = found(system, "mla_generation_module_perf", gemm_type=kind, **wanted)
         if prompt is not None and decode is not None:
-            return Latent(prompt_grid(*matrix(prompt)), decode_grid(*matrix(decode)), True)
+            return Latent(prompt_grid(*matrix(prompt)), decode_grid(*matrix(decode)), module=True, fused=True)
     if shape[2:4] == KERNEL:
         prompt = found(system, "context_mla_perf", **wanted)
         decode = found(system, "generation_mla_perf", **wanted)
         if prompt is not None and decode is not None:
-            return Latent(prompt_grid(*matrix(prompt)), decode_grid(*matrix(decode)), False)
+            return Latent(prompt_grid(*matrix(prompt)), decode_grid(*matrix(decode)))
         transferred = less_projections(system, hardware, model, heads) or like(system, wanted)
         if transferred is not None:
             return transferred

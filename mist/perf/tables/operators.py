@@ -42,6 +42,7 @@ class Layers(NamedTuple):
     prompt: Grid
     decode: Grid
     module: bool = False  # projections included: latent attention timed whole
+    fused: bool = False  # rotary embedding and the writing of the cache included
 
     @property
     def uneven(self) -> bool:
@@ -70,7 +71,7 @@ def operators(asked: Asked) -> Operators:
     module = bool(attention) and attention[0].module
     local = _projections(system, model, tp, module=module) | _linear_projections(system, model, tp)
     local |= _dense(system, model, tp) | _shared(system, model, tp)
-    local |= _elementwise(asked, module=module)
+    local |= _elementwise(asked, fused=bool(attention) and attention[0].fused)
     group: dict[str, Curve] = {}
     if model.sparse_layers:
         local["router"] = gemm(system, "bf16", model.experts, model.hidden).times(model.sparse_layers)
@@ -88,7 +89,7 @@ def _attention(system: System, asked: Asked) -> tuple[Layers, ...]:
     model, tp, memory = replica.model, replica.tp, (replica.hardware.memory_bandwidth, asked.bandwidth_efficiency)
     if model.kv_latent and model.attention_layers:
         latent = latent_attention(system, replica.hardware, model, max(1, model.heads // tp))
-        return (Layers(model.attention_layers, 0, latent.prompt, latent.decode, latent.module),)
+        return (Layers(model.attention_layers, 0, *latent),)
     heads = Heads(model.heads // tp, max(1, model.kv_heads // tp), model.head_dim, model.kv_dtype)
     kinds = [(model.attention_layers - model.window_layers, 0), (model.window_layers, model.window)]
     return tuple(
@@ -153,7 +154,7 @@ def _products(system: System, model: ModelSpec, shapes: dict[str, tuple[int, int
     return found
 
 
-def _elementwise(asked: Asked, module: bool) -> dict[str, Curve]:
+def _elementwise(asked: Asked, fused: bool) -> dict[str, Curve]:
     """Norms and residuals, rotary embedding, writing the cache, activation: memory bound, one kernel each.
 
     A norm reads residual and addend and writes their sum and what goes into the next product, in FP8 where it
@@ -162,14 +163,14 @@ def _elementwise(asked: Asked, module: bool) -> dict[str, Curve]:
     model, tp = asked.replica.model, asked.replica.tp
     bandwidth = asked.replica.hardware.memory_bandwidth * asked.bandwidth_efficiency
     dense, sparse = model.layers - model.sparse_layers, model.sparse_layers
-    heads = 0 if module else (model.heads + 2 * model.kv_heads) * model.head_dim / tp
+    heads = 0 if fused else (model.heads + 2 * model.kv_heads) * model.head_dim / tp
     width = dense * model.intermediate + sparse * model.shared_experts * model.expert_intermediate
     written = _written(asked)
     gated = 3 * model.linear_layers * model.linear_value_heads * model.linear_value_dim / tp  # the norm of its output
     gated += 3 * model.attention_layers * model.heads * model.head_dim / tp if model.gated_attention else 0
     traffic = ACTIVATION * (model.attention_layers * 3 * heads + gated)
     traffic += ((model.mlp_matrices - 1) * ACTIVATION + written) * width / tp
-    kernels = model.attention_layers * (0 if module else 2) + model.linear_layers + dense
+    kernels = model.attention_layers * (0 if fused else 2) + model.linear_layers + dense
     kernels += (sparse if model.shared_experts else 0) + sparse
     kernels += model.attention_layers if model.gated_attention else 0
     return {"rotary, activation": line(traffic / bandwidth, kernels * asked.kernel_time)}
