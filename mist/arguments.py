@@ -139,6 +139,13 @@ def _calibrate(sub: Parser) -> None:
     sub.add_argument("--json", action="store_true", help="print scalars and scores as JSON")
 
 
+def _tables(sub: Parser) -> None:
+    about = "coverage: models, devices and kernels; left_out: experts of every shape, told from the others"
+    sub.add_argument("what", choices=("coverage", "left_out"), help=about)
+    sub.add_argument("names", nargs="*", metavar="NAME", help="only these models, devices, kernels or dtypes")
+    sub.add_argument("--json", action="store_true", help="print the answer as JSON")
+
+
 def _list(sub: Parser) -> None:
     sub.add_argument("group", nargs="?", metavar="GROUP", help="model, hardware, ..., sweeps")
 
@@ -152,5 +159,6 @@ OPTIONS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "profile": (profiling.ABOUT, profiling.add),
     "validate": ("replay measurements and say how far the predictions are off", _validate),
     "calibrate": ("fit an engine profile to benchmarks of your own", _calibrate),
+    "tables": ("what the operator tables of perf=measured cover, and how well they tell the rest", _tables),
     "list": ("what there is to choose from", _list),
 }

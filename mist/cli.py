@@ -117,6 +117,11 @@ def calibrate(arguments: argparse.Namespace) -> int:
     return int(import_module("mist.calibration.console").calibrate(arguments))
 
 
+def tables(arguments: argparse.Namespace) -> int:
+    answer = getattr(import_module(f"mist.validation.{arguments.what}"), arguments.what)(arguments.names)
+    return _answer(answer, arguments.json, f"tables.{arguments.what}")
+
+
 def choices(arguments: argparse.Namespace) -> int:
     from mist.catalog import facts, groups, nearest, sweeps
 
@@ -143,6 +148,7 @@ COMMANDS = {
     "show": show,
     "validate": validate,
     "calibrate": calibrate,
+    "tables": tables,
     "list": choices,
 }
 

@@ -63,7 +63,7 @@ class Stretch(NamedTuple):
         return steps * self.first + self.slope * (steps * (steps - 1) / 2)
 
 
-Source = Literal["measured", "interpolated", "extrapolated", "analytical", "fitted"]
+Source = Literal["measured", "interpolated", "extrapolated", "transferred", "analytical", "fitted"]
 
 
 class Explained(NamedTuple):

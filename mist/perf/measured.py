@@ -53,8 +53,9 @@ class Measured:
             raise InputError("perf.exchange", self.exchange, "has no effect with dp = 1", ["gather"])
         return launched(self._timed, replica, replica.engine.kernel_factor)
 
-    def _timed(self, replica: Replica) -> "MeasuredSteps":
-        asked = Asked(
+    def asked(self, replica: Replica) -> Asked:
+        """What is read from the tables for it."""
+        return Asked(
             replica,
             self.distribution,
             self.bandwidth_efficiency,
@@ -62,7 +63,9 @@ class Measured:
             self.link_efficiency,
             self.exchange,
         )
-        return MeasuredSteps(stored(asked), replica, self._merge(replica))
+
+    def _timed(self, replica: Replica) -> "MeasuredSteps":
+        return MeasuredSteps(stored(self.asked(replica)), replica, self._merge(replica))
 
     def _merge(self, replica: Replica) -> Callable[[int], float]:
         """Seconds of merging the outputs of cascade attention in one layer, by sequences: one small kernel."""

@@ -15,7 +15,13 @@ COLD = 0.5  # CPU s, of the median process
 WARM = 5e-3  # CPU s, the same
 SIZE = 500_000  # bytes on disk
 COLD_RUNS, WARM_RUNS = 3, 7
-DEPLOYED = [("llama-3.1-70b", "h100", 4), ("gpt-oss-120b", "b200", 1), ("deepseek-v3", "h200", 8)]
+DEPLOYED = [
+    ("llama-3.1-70b", "h100", 4),
+    ("gpt-oss-120b", "b200", 1),
+    ("deepseek-v3", "h200", 8),
+    ("glm-4.5-air", "b300", 2),
+    ("deepseek-v2", "b200", 4),
+]
 
 PROCESS = """
 import json, sys, time

@@ -44,6 +44,9 @@ DEPLOYED = {
     "hybrid": ("qwen3.6-35b-a3b", "b300", {}, {}),
     "hybrid cut": ("qwen3.5-397b-a17b", "h200", {"dp": 4, "tp": 2, "ep": 8}, {"weight_dtype": "fp8"}),
     "hybrid untimed": ("qwen3.5-27b", "a100", {"tp": 2}, {}),
+    "unseen experts": ("olmoe-1b-7b", "h100", {}, {}),
+    "unseen experts cut": ("glm-4.5-air", "b300", {"tp": 4, "kernels": "sglang"}, {"weight_dtype": "fp8"}),
+    "unseen latent": ("deepseek-v2-lite", "h200", {"tp": 2}, {}),
     "latent": ("deepseek-v3", "h200", {"tp": 8}, {}),
     "latent spread": ("deepseek-v3", "b300", {"dp": 8, "ep": 8}, {}),
     "sglang": ("llama-3.1-8b", "gb300", {"kernels": "sglang"}, {"weight_dtype": "fp8"}),
@@ -252,8 +255,8 @@ def test_a_missing_table_is_named(replica, perf, sheet):
     for one, what in (
         (replica("llama-3.1-8b", "mi300x"), "operator tables for vllm kernels on mi300x"),
         (replica("llama-3.1-8b", "a100", changed={"weight_dtype": "fp8"}), "fp8 GEMM"),
-        (replica("olmoe-1b-7b"), r"bf16 experts \(hidden 2048, width 1024, 8 of 64\)"),
-        (replica("deepseek-v2-lite"), "latent attention of deepseek-v2-lite with 16 heads"),
+        (replica("gpt-oss-20b", "a100", "trtllm"), r"fp4 experts \(hidden 2880, width 2880, 4 of 32\)"),
+        (replica("deepseek-v2-lite", "a100"), "latent attention of deepseek-v2-lite with 16 heads"),
     ):
         with pytest.raises(InputError, match=rf"perf = measured: .* has no {what}.* \(valid: roofline\)"):
             perf.of(one)

@@ -7,7 +7,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Source = Literal["measured", "interpolated", "extrapolated", "analytical"]
+# "transferred" is scaled from other shapes that were timed on the device, or from a like kernel of another engine.
+Source = Literal["measured", "interpolated", "extrapolated", "transferred", "analytical"]
 Floats = NDArray[np.float64]
 
 
@@ -66,12 +67,12 @@ def total(curves: Sequence[Curve]) -> Curve:
     return Curve(x, tuple(sum(curve(count) for curve in curves) for count in x))
 
 
-def least(curves: Sequence[Curve]) -> Curve:
-    """The least of several measured curves at every point of any."""
+def least(curves: Sequence[Curve], source: Source = "measured") -> Curve:
+    """The least of several curves at every point of any."""
     if len(curves) == 1:
         return curves[0]
     x = sorted(set().union(*(curve.x[:-1] for curve in curves)))
-    return through(x, [min(curve(count) for curve in curves) for count in x])
+    return through(x, [min(curve(count) for curve in curves) for count in x], source)
 
 
 def envelope(y: Floats, axis: int = -1) -> Floats:

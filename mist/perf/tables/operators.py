@@ -5,10 +5,11 @@ from typing import NamedTuple
 from mist.model import BYTES_PER_ELEMENT, ModelSpec
 from mist.perf.base import Replica
 from mist.perf.tables.attention import Heads, decode_attention, prompt_attention
+from mist.perf.tables.bare import latent_shapes
 from mist.perf.tables.comm import fused_reduction, gathering, reduction
 from mist.perf.tables.curve import Curve, line
 from mist.perf.tables.deepep import Exchange, deepep
-from mist.perf.tables.experts import Distribution, experts
+from mist.perf.tables.experts import Cut, Distribution, experts
 from mist.perf.tables.files import System
 from mist.perf.tables.gemm import gemm, quantisation
 from mist.perf.tables.grid import Grid
@@ -41,6 +42,7 @@ class Layers(NamedTuple):
     prompt: Grid
     decode: Grid
     module: bool = False  # projections included: latent attention timed whole
+    fused: bool = False  # rotary embedding and the writing of the cache included
 
     @property
     def uneven(self) -> bool:
@@ -69,12 +71,12 @@ def operators(asked: Asked) -> Operators:
     module = bool(attention) and attention[0].module
     local = _projections(system, model, tp, module=module) | _linear_projections(system, model, tp)
     local |= _dense(system, model, tp) | _shared(system, model, tp)
-    local |= _elementwise(asked, module=module)
+    local |= _elementwise(asked, fused=bool(attention) and attention[0].fused)
     group: dict[str, Curve] = {}
     if model.sparse_layers:
         local["router"] = gemm(system, "bf16", model.experts, model.hidden).times(model.sparse_layers)
-        cut = replica.group // replica.ep
-        group["experts"] = experts(system, model, cut, replica.ep, asked.distribution).times(model.sparse_layers)
+        cut = Cut(replica.group // replica.ep, replica.ep, asked.distribution)
+        group["experts"] = experts(system, replica.hardware, model, cut).times(model.sparse_layers)
     _collectives(system, asked, local, group)
     head = _head(system, asked) if model.kind == "decoder" else {}
     bandwidth = replica.hardware.memory_bandwidth * asked.bandwidth_efficiency
@@ -86,8 +88,8 @@ def _attention(system: System, asked: Asked) -> tuple[Layers, ...]:
     replica = asked.replica
     model, tp, memory = replica.model, replica.tp, (replica.hardware.memory_bandwidth, asked.bandwidth_efficiency)
     if model.kv_latent and model.attention_layers:
-        latent = latent_attention(system, model, max(1, model.heads // tp))
-        return (Layers(model.attention_layers, 0, latent.prompt, latent.decode, latent.module),)
+        latent = latent_attention(system, replica.hardware, model, max(1, model.heads // tp))
+        return (Layers(model.attention_layers, 0, *latent),)
     heads = Heads(model.heads // tp, max(1, model.kv_heads // tp), model.head_dim, model.kv_dtype)
     kinds = [(model.attention_layers - model.window_layers, 0), (model.window_layers, model.window)]
     return tuple(
@@ -104,16 +106,7 @@ def _projections(system: System, model: ModelSpec, tp: int, module: bool) -> dic
     gate = q if model.gated_attention else 0
     shapes = {"qkv projection": (q + gate + 2 * kv, model.hidden), "output projection": (model.hidden, q)}
     if model.kv_latent:
-        value = model.value_head_dim or model.head_dim
-        queries = model.heads * (model.head_dim + model.rope_head_dim) // tp
-        narrow = model.kv_latent + model.rope_head_dim + (model.q_latent or queries)
-        shapes = {
-            "latent projection": (narrow, model.hidden),
-            "latent expansion": (model.heads * (model.head_dim + value) // tp, model.kv_latent),
-            "output projection": (model.hidden, model.heads * value // tp),
-        }
-        if model.q_latent:
-            shapes["query projection"] = (queries, model.q_latent)
+        shapes = latent_shapes(model, model.heads // tp)
     return _products(system, model, shapes, model.attention_layers)
 
 
@@ -161,7 +154,7 @@ def _products(system: System, model: ModelSpec, shapes: dict[str, tuple[int, int
     return found
 
 
-def _elementwise(asked: Asked, module: bool) -> dict[str, Curve]:
+def _elementwise(asked: Asked, fused: bool) -> dict[str, Curve]:
     """Norms and residuals, rotary embedding, writing the cache, activation: memory bound, one kernel each.
 
     A norm reads residual and addend and writes their sum and what goes into the next product, in FP8 where it
@@ -170,14 +163,14 @@ def _elementwise(asked: Asked, module: bool) -> dict[str, Curve]:
     model, tp = asked.replica.model, asked.replica.tp
     bandwidth = asked.replica.hardware.memory_bandwidth * asked.bandwidth_efficiency
     dense, sparse = model.layers - model.sparse_layers, model.sparse_layers
-    heads = 0 if module else (model.heads + 2 * model.kv_heads) * model.head_dim / tp
+    heads = 0 if fused else (model.heads + 2 * model.kv_heads) * model.head_dim / tp
     width = dense * model.intermediate + sparse * model.shared_experts * model.expert_intermediate
     written = _written(asked)
     gated = 3 * model.linear_layers * model.linear_value_heads * model.linear_value_dim / tp  # the norm of its output
     gated += 3 * model.attention_layers * model.heads * model.head_dim / tp if model.gated_attention else 0
     traffic = ACTIVATION * (model.attention_layers * 3 * heads + gated)
     traffic += ((model.mlp_matrices - 1) * ACTIVATION + written) * width / tp
-    kernels = model.attention_layers * (0 if module else 2) + model.linear_layers + dense
+    kernels = model.attention_layers * (0 if fused else 2) + model.linear_layers + dense
     kernels += (sparse if model.shared_experts else 0) + sparse
     kernels += model.attention_layers if model.gated_attention else 0
     return {"rotary, activation": line(traffic / bandwidth, kernels * asked.kernel_time)}

@@ -96,8 +96,8 @@ def _curves(plain: Mapping[str, Any]) -> dict[str, Curve]:
 
 
 def _layers(plain: Any) -> Layers:
-    layers, window, prompt, decode, module = plain
-    return Layers(layers, window, _grid(prompt), _grid(decode), module)
+    layers, window, prompt, decode, *included = plain
+    return Layers(layers, window, _grid(prompt), _grid(decode), *included)
 
 
 def _scan(plain: Any) -> Scan:
