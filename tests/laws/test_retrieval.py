@@ -232,6 +232,34 @@ def test_a_database_adds_its_overhead_and_slows_the_search() -> None:
     assert served.work(4).latency == 0.003
 
 
+def test_every_segment_of_a_collection_is_searched_as_deep_as_the_whole() -> None:
+    index, plain_database = shipped("hnsw", vectors=8_000_000), Database("none", "0", 0.003, 2.0)
+    cut = Served(index, replace(plain_database, segments=8))
+    part = replace(index, vectors=1_000_000)
+    assert cut.work(1).core_seconds == pytest.approx(8 * 2 * part.work(1).core_seconds)
+    assert cut.work(1).core_seconds > Served(index, plain_database).work(1).core_seconds
+    assert cut.memory_bytes == index.memory_bytes
+
+
+def test_a_limit_on_segments_makes_as_few_as_it_allows_and_at_least_as_many_as_are_asked_for() -> None:
+    limited = Database("none", "0", 0.0, 1.0, segments=2, segment_bytes=1e9)
+    for vectors, segments in ((1000, 2), (1_000_000, 4), (10_000_000, 31)):  # of 3,072 bytes
+        assert Served(shipped("hnsw", vectors=vectors, dim=768), limited).segments == segments
+    small = shipped("hnsw", vectors=10_000_000, dtype="int8")  # cut by what came, not by what is kept of it
+    assert Served(small, limited).segments == 31
+
+
+def test_candidates_scored_again_cost_a_full_distance_each_and_their_memory() -> None:
+    plain_index = shipped("hnsw", dtype="int4", ef_search=200)
+    again = replace(plain_index, refine=20.0, refine_dtype="bf16")
+    rates = plain_index.rates
+    assert again.memory_bytes - plain_index.memory_bytes == pytest.approx(1_000_000 * 768 * 2)
+    extra = again.work(1).core_seconds - plain_index.work(1).core_seconds
+    missed = (again.misses - plain_index.misses) * again.distances * rates.miss_time
+    each = rates.distance_time + 768 * 2 / rates.scan_rate + again.misses * rates.miss_time
+    assert extra == pytest.approx(200 * each + missed)
+
+
 # ------------------------------------------------------------------------------------------------ sheets and errors
 
 
@@ -272,6 +300,10 @@ def test_a_database_builds_and_is_named_after_its_file(path: Path) -> None:
         (lambda: shipped("hnsw", links=1), "links"),
         (lambda: shipped("hnsw", recalls={"16": 0.9, "64": 0.8}), "recalls"),
         (lambda: shipped("hnsw", recalls={"16": 0.9, "64": 0.95}), "recalls"),  # silent at 128
+        (lambda: shipped("hnsw", refine=20.0), "refine"),  # 200 of 128 candidates
+        (lambda: shipped("hnsw", refine=0.5), "refine"),
+        (lambda: Database("none", "0", 0.0, 1.0, segments=0), "segments"),
+        (lambda: Database("none", "0", 0.0, 1.0, segment_bytes=0.0), "segment_bytes"),
         (lambda: encoder(tokens=1000), "tokens"),
         (lambda: engine(score_passes=-1.0), "score_passes"),
         (lambda: engine(score_passes=8.0, fresh_rate=0.0), "fresh_rate"),
