@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from mist.build import build
@@ -18,6 +19,7 @@ from mist.perf.base import StepShape
 from mist.profiling import console, kernels, ops, retrieval, sheet
 from mist.profiling.device import Device
 from mist.profiling.place import writable
+from mist.profiling.plan import Attention, Gemm
 from mist.scenario import Scenario
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -29,6 +31,7 @@ class Torch:
 
     __version__ = "2.9.0"
     int8 = "int8"
+    version = SimpleNamespace(hip=None)
 
     def __init__(self, captures: bool) -> None:
         self.captures, self.now, self.graph, self.made = captures, 0.0, None, []
@@ -59,7 +62,8 @@ class Torch:
         self.now += seconds
 
     @contextmanager
-    def capture(self, graph):
+    def capture(self, graph, capture_error_mode="global"):
+        self.mode = capture_error_mode
         if not self.captures:
             raise RuntimeError("operation not permitted when stream is capturing")
         self.graph = graph
@@ -144,11 +148,144 @@ def test_a_device_that_cannot_be_timed_is_refused(monkeypatch, name, why):
     assert "cpu" in told.value.choices
 
 
+class Recorder:
+    """Of torch what operators ask for: it says which calls were made on which shapes."""
+
+    bfloat16, float32, float8_e4m3fn, float8_e4m3fnuz = "bf16", "fp32", "e4m3fn", "e4m3fnuz"
+
+    def __init__(self):
+        self.asked = []
+        sdpa = self.noted("sdpa")
+        self.nn = SimpleNamespace(
+            functional=SimpleNamespace(scaled_dot_product_attention=sdpa, linear=self.noted("linear"))
+        )
+        self._scaled_mm = self.noted("scaled_mm")
+
+    def noted(self, name):
+        return lambda *operands, **how: self.asked.append((name, *operands, how))
+
+    def randn(self, *size, dtype, device):
+        return Tensor(size, dtype)
+
+    def ones(self, size, *, dtype, device):
+        return Tensor(size, dtype)
+
+
+class Tensor:
+    def __init__(self, shape, dtype):
+        self.shape, self.dtype = shape, dtype
+
+    def clone(self):
+        return Tensor(self.shape, self.dtype)
+
+    def to(self, dtype):
+        return Tensor(self.shape, dtype)
+
+    def t(self):
+        return Tensor(self.shape[::-1], self.dtype)
+
+
+def asked_of(shape, architecture=""):
+    """The first call of an operator: its name, operands and options."""
+    properties = SimpleNamespace(gcnArchName=architecture) if architecture else SimpleNamespace()
+    device = SimpleNamespace(torch=Recorder(), where="cuda", gpu=True, properties=properties, copies=lambda *_: 2)
+    made, _ = kernels.calls(device, shape, 1e-3)
+    assert len(made) == 2  # in turn, on operands of their own
+    for call in made:
+        call()
+    first, second = device.torch.asked
+    assert first[2] is not second[2]
+    return first
+
+
+def test_in_generation_the_heads_of_a_group_are_queries_over_the_keys_they_share():
+    """What grouped queries compute, and no kernel copies the cache for each head."""
+    name, q, k, v, how = asked_of(Attention("generation", 3, 100, 32, 8, 128))
+    assert (name, q.shape, k.shape, v.shape) == ("sdpa", (3, 8, 4, 128), (3, 8, 100, 128), (3, 8, 100, 128))
+    assert how == {"is_causal": False, "enable_gqa": False}
+
+
+@pytest.mark.parametrize(("kv_heads", "grouped"), [(8, True), (32, False)])
+def test_in_a_prompt_every_head_has_its_queries_and_sees_what_is_before_them(kv_heads, grouped):
+    _, q, k, _, how = asked_of(Attention("context", 2, 64, 32, kv_heads, 128))
+    assert (q.shape, k.shape) == ((2, 32, 64, 128), (2, kv_heads, 64, 128))
+    assert how == {"is_causal": True, "enable_gqa": grouped}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype"), [("", "e4m3fn"), ("gfx942:sramecc+:xnack-", "e4m3fnuz"), ("gfx950", "e4m3fn")]
+)
+def test_eight_bits_are_multiplied_as_the_device_has_them(architecture, dtype):
+    """[m, k] in rows by [k, n] in columns, one FP32 scale each."""
+    name, x, w, how = asked_of(Gemm(16, 64, 32, "fp8"), architecture)
+    assert (name, x.shape, w.shape, x.dtype, w.dtype) == ("scaled_mm", (16, 32), (32, 64), dtype, dtype)
+    assert (how["scale_a"].shape, how["scale_a"].dtype, how["out_dtype"]) == ((), "fp32", "bf16")
+
+
+def test_the_cache_that_an_amd_driver_does_not_tell_is_flushed_too(monkeypatch):
+    _, device = on(monkeypatch)
+    assert (device.amd, device.cache, device.serial) == (False, 2**20, "0")
+    monkeypatch.setattr(Torch, "version", SimpleNamespace(hip="6.4"))
+    _, device = on(monkeypatch)
+    assert (device.amd, device.cache) == (True, 2**28)
+
+
+def test_devices_that_cannot_be_summed_over_cost_no_other_figure(ideal, monkeypatch):
+    def fails(_devices):
+        raise ValueError("\n\nProcess 1 terminated:\nNCCL error: no peer access")
+
+    monkeypatch.setattr(Ideal, "count", 2)
+    monkeypatch.setattr(ops.allreduce, "allreduce", fails)
+    monkeypatch.setattr(Ideal.torch, "multiprocessing", SimpleNamespace(ProcessException=ValueError), raising=False)
+    outcome = ideal(1)
+    assert outcome.rows["gemm_perf"]
+    assert "all-reduce over 2 devices failed: NCCL error: no peer access" in console.told_of(outcome)
+
+
+@pytest.mark.parametrize("captures", [True, False])
+def test_a_sum_is_timed_by_events_around_its_graph_or_around_the_calls_themselves(captures):
+    torch = Torch(captures)
+    summed = torch.call("sum", 10e-6)
+    torch.distributed = SimpleNamespace(all_reduce=lambda _tensor: summed(), barrier=lambda: torch.spend(1.0))
+    torch.zeros = lambda *_size, **_how: None
+    torch.bfloat16 = "bf16"
+    seconds, graph = ops.allreduce._seconds(torch, SimpleNamespace(type="cuda"), 128)
+    assert graph is captures
+    assert seconds == pytest.approx(10e-6 if captures else 10e-6 + LAUNCH)
+    if captures:
+        assert torch.mode == "thread_local"  # NCCL's watchdog thread must not end it
+
+
+@pytest.mark.parametrize(("graph", "source"), [(True, "NCCL"), (False, "NCCL_eager")])
+def test_a_sum_that_no_graph_replayed_says_so(ideal, monkeypatch, graph, source):
+    monkeypatch.setattr(Ideal, "count", 2)
+    monkeypatch.setattr(ops.allreduce, "allreduce", lambda devices: [(devices, 128, 5e-6, graph)])
+    outcome = ideal(1)
+    table = pd.read_parquet(next(outcome.tables.rglob("custom_allreduce_perf.parquet")))
+    assert list(table["kernel_source"]) == [source]
+
+
+def test_a_run_that_is_interrupted_leaves_a_sheet_of_what_there_is(ideal, monkeypatch):
+    left, known = [40], Ideal.time
+
+    def stops(self, calls):
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return known(self, calls)
+
+    monkeypatch.setattr(Ideal, "time", stops)
+    cut = ideal(1)
+    assert 0 < cut.coarse == cut.unmeasured
+    assert cut.hardware.exists()
+    assert ideal(1).coarse == 0  # and goes on from there
+
+
 class Ideal:
     """A device with 1,000 TFLOP/s, 3 TB/s and 2 us a kernel."""
 
     torch = SimpleNamespace(__version__="2.9.0", version=SimpleNamespace(hip=None))
-    where = SimpleNamespace(index=0)
+    where, serial, amd = SimpleNamespace(index=0), "0", False
     gpu, count, title, memory, room, cache = True, 1, "Ideal GPU", 80_000_000_000, 4e10, 2**25
 
     def time(self, calls):
@@ -163,7 +300,7 @@ def ideal(monkeypatch, tmp_path):
     monkeypatch.setattr(kernels, "copy_bandwidth", lambda _device: (2**30, 2**30 / 3e12))
     monkeypatch.setattr(kernels, "host_bandwidth", lambda _device: 5e10)
     monkeypatch.setattr(kernels, "multiplies_fp8", lambda _device: False)
-    monkeypatch.setattr(sheet, "driver_watts", lambda _index: (700.0, 80.0))
+    monkeypatch.setattr(sheet, "driver_watts", lambda _serial: (700.0, 80.0))
 
     def run(levels, minutes=5.0):
         monkeypatch.setattr(ops, "LEVELS", levels)

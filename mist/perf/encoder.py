@@ -10,12 +10,16 @@ from mist.hardware import HardwareSpec
 from mist.model import BYTES_PER_ELEMENT, Dtype, ModelSpec
 from mist.perf.retrieval.checks import check_memory
 from mist.perf.work import Work
-from mist.units import Seconds
+from mist.units import BytesPerSecond, Seconds
 
 
 @dataclass(frozen=True)
 class EncoderEngine:
-    """What the software that runs an encoder reaches of the device's published peaks."""
+    """What the software that runs an encoder reaches of the device's published peaks, and what it leaves unfused.
+
+    A kernel that fuses attention keeps the scores, one for each pair of tokens and head, on the chip
+    (arXiv:2205.14135, section 3.1); every other writes them to memory and reads them again, operator by operator.
+    """
 
     name: str
     matmul_efficiency: float
@@ -23,6 +27,9 @@ class EncoderEngine:
     bandwidth_efficiency: float
     call_time: Seconds  # one batch: tokenise, launch, pool, answer
     pads: bool = False  # a batch's texts to the length of its longest
+    score_passes: float = 0.0  # times that the scores are written or read; half of them are writes
+    fresh_rate: BytesPerSecond | None = None  # scores a core writes into memory new from the system; None: it is reused
+    activations: Dtype | None = None  # between matrices; None: 16 bits, or those of the weights if they have more
 
     def __post_init__(self) -> None:
         for field in ("matmul_efficiency", "attention_efficiency", "bandwidth_efficiency"):
@@ -30,6 +37,12 @@ class EncoderEngine:
                 raise InputError(field, getattr(self, field), "must lie in (0, 1]")
         if self.call_time < 0:
             raise InputError("call_time", self.call_time, "must not be negative")
+        if self.score_passes < 0:
+            raise InputError("score_passes", self.score_passes, "must not be negative")
+        if self.fresh_rate is not None and not self.fresh_rate > 0:
+            raise InputError("fresh_rate", self.fresh_rate, "must be positive")
+        if self.fresh_rate and not self.score_passes:
+            raise InputError("fresh_rate", self.fresh_rate, "has no effect where score_passes is 0: no scores are kept")
 
 
 class _Operator(NamedTuple):
@@ -41,8 +54,9 @@ class _Operator(NamedTuple):
 class TextEncoder:
     """An encoder over texts of any lengths; those longer than the model's context are cut off, as servers do.
 
-    On a CPU its work can be shared with whatever else runs there; an accelerator it has to itself, and all of its
-    time is latency. Raises Infeasible if the weights do not fit.
+    Operators follow one another, each for the longer of its arithmetic and its memory traffic. On a CPU a core that
+    waits for memory is busy, and the work can be shared with whatever else runs there; an accelerator it has to itself,
+    and all of its time is latency. Raises Infeasible if the weights do not fit.
     """
 
     model: ModelSpec
@@ -55,6 +69,9 @@ class TextEncoder:
         check_encoder(self.model)
         if self.hardware.kind == "cpu" and not self.hardware.cores:
             raise InputError("hardware.cores", 0, f"the sheet of {self.hardware.name} does not say how many")
+        if self.hardware.kind != "cpu" and self.engine.fresh_rate:
+            why = f"has no effect on {self.hardware.name}: on an accelerator memory is reused"
+            raise InputError("engine.fresh_rate", self.engine.fresh_rate, why)
         check_memory(self.memory_bytes, self.hardware.memory, self.model.name, self.hardware.name)
 
     @property
@@ -66,9 +83,8 @@ class TextEncoder:
         operators = self._operators(self._read(lengths))
         if self.hardware.kind != "cpu":
             return Work(0.0, 0.0, self.engine.call_time + self._time(operators))
-        seconds = sum(compute for compute, _ in operators)
-        traffic = sum(read for _, read in operators)
-        return Work(seconds * self.hardware.cores, traffic / self.engine.bandwidth_efficiency, self.engine.call_time)
+        traffic = sum(moved for _, moved in operators) / self.engine.bandwidth_efficiency
+        return Work(self._time(operators) * self.hardware.cores, traffic, self.engine.call_time)
 
     def _read(self, lengths: Sequence[int]) -> Sequence[int]:
         """Tokens of each text as the model sees them."""
@@ -82,9 +98,8 @@ class TextEncoder:
     def _operators(self, lengths: Sequence[int]) -> tuple[_Operator, ...]:
         """Matrices, attention and what is done element by element, over all layers."""
         model, engine, dtype = self.model, self.engine, self.dtype or self.model.weight_dtype
-        element = BYTES_PER_ELEMENT[dtype]
-        wide = max(2.0, element)  # activations have 16 bits unless the weights have more
-        broad = "fp32" if element > 2 else "bf16"
+        element, wide = BYTES_PER_ELEMENT[dtype], self._wide
+        broad = "fp32" if wide > 2 else "bf16"
         tokens, weights = sum(lengths), self._weights
         matrices = _Operator(
             2 * tokens * weights / (self.hardware.peak(dtype) * engine.matmul_efficiency),
@@ -97,7 +112,21 @@ class TextEncoder:
             4 * model.layers * tokens * width * wide,  # queries, keys, values, output
         )
         touched = 8 * model.hidden + 3 * model.intermediate  # two add-norms, one activation
-        return matrices, attention, _Operator(0.0, model.layers * tokens * touched * wide)
+        elements = _Operator(0.0, model.layers * tokens * touched * wide)
+        scores = model.layers * model.heads * sum(float(n * n) for n in lengths) * wide  # of all pairs, masked ones too
+        return matrices, attention, elements, *self._scores(scores)
+
+    def _scores(self, size: float) -> tuple[_Operator, ...]:
+        """Scores of ``size`` bytes as they pass through memory, and the making of room for them."""
+        passes, rate = self.engine.score_passes, self.engine.fresh_rate
+        room = passes / 2 * size / (rate * self.hardware.cores) if rate else 0.0
+        return _Operator(0.0, passes * size), _Operator(room, 0.0)
+
+    @property
+    def _wide(self) -> float:
+        """Bytes of an activation."""
+        given = self.engine.activations
+        return BYTES_PER_ELEMENT[given] if given else max(2.0, BYTES_PER_ELEMENT[self.dtype or self.model.weight_dtype])
 
     @cached_property
     def _weights(self) -> float:

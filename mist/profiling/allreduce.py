@@ -11,9 +11,10 @@ from typing import Any
 from mist.profiling.device import torch
 from mist.profiling.plan import MESSAGES
 
-Row = tuple[int, int, float]  # devices, elements, seconds
+Row = tuple[int, int, float, bool]  # devices, elements, seconds, as a graph replays it
 
-ROUNDS = 20  # calls timed together
+ROUNDS, SMALL_ROUNDS = 20, 100  # calls timed together
+SMALL = 2**17  # elements: up to here it is latency that is measured
 LARGEST = 2**28  # elements: 512 MiB of bfloat16
 
 
@@ -40,46 +41,63 @@ def _process(rank: int, devices: int, kind: str, messages: tuple[int, ...], port
         world_size=devices,
         timeout=timedelta(minutes=2),
     )
-    rows = [(devices, size, _seconds(module, where, size)) for size in messages]
+    rows = [(devices, size, *_seconds(module, where, size)) for size in messages]
     if rank == 0:
         queue.put(rows)
     distributed.barrier()
     distributed.destroy_process_group()
 
 
-def _seconds(module: Any, where: Any, size: int) -> float:
-    """Of one sum, ROUNDS of them back to back; in a CUDA graph where one captures them, as engines replay them."""
+def _seconds(module: Any, where: Any, size: int) -> tuple[float, bool]:
+    """Of one sum, many back to back, and whether a CUDA graph replayed them, as engines do.
+
+    On a GPU by events, so that neither the launch of the graph nor the waiting for its end is in the figure.
+    """
     tensor, distributed = module.zeros(size, dtype=module.bfloat16, device=where), module.distributed
+    rounds = SMALL_ROUNDS if size <= SMALL else ROUNDS
 
     def plain() -> None:
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             distributed.all_reduce(tensor)
 
     plain()
     cuda = where.type == "cuda"
-    replay = _captured(module, plain) if cuda else plain
-    wait: Callable[[], object] = module.cuda.synchronize if cuda else (lambda: None)
+    graph = _captured(module, plain) if cuda else None
     best = inf
     for _ in range(3):
         distributed.barrier()
-        wait()
+        best = min(best, _timed(module, graph or plain, cuda))
+    return best / rounds, graph is not None
+
+
+def _timed(module: Any, call: Callable[[], object], cuda: bool) -> float:
+    if not cuda:
         began = time.perf_counter()
-        replay()
-        wait()
-        best = min(best, time.perf_counter() - began)
-    return best / ROUNDS
+        call()
+        return time.perf_counter() - began
+    module.cuda.synchronize()
+    begin, end = (module.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) * 1e-3
 
 
-def _captured(module: Any, plain: Callable[[], None]) -> Callable[[], object]:
+def _captured(module: Any, plain: Callable[[], None]) -> Callable[[], object] | None:
+    """The calls as a graph; None where they cannot be captured.
+
+    What NCCL's watchdog thread asks of its events must not end the capture, hence the mode of this thread only.
+    """
     module.cuda.synchronize()
     graph = module.cuda.CUDAGraph()
     with suppress(RuntimeError):
-        with module.cuda.graph(graph):
+        with module.cuda.graph(graph, capture_error_mode="thread_local"):
             plain()
         replay: Callable[[], object] = graph.replay
         return replay
     module.cuda.synchronize()
-    return plain
+    return None
 
 
 def _port() -> int:

@@ -46,6 +46,8 @@ def told_of(outcome: Outcome) -> str:
         lines.append(f"not enough for perf=measured yet: {outcome.coarse:,} shapes of the first grids are missing")
     if outcome.too_long:
         lines.append(f"{outcome.too_long:,} shapes are too large for this device and so many minutes")
+    if outcome.apart:
+        lines.append(outcome.apart)
     missing = [f for f in ("power", "idle_power") if getattr(found, f) is None]
     give = "".join(f" hardware.{field}='... W'" for field in missing)
     lines.append(f"{outcome.hardware}: mist simulate hardware={found.name} price.hourly.{found.name}='... $/h'{give}")

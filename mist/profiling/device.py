@@ -18,6 +18,7 @@ FEWEST, MOST = 3, 20  # samples of a shape
 LONG = 1.0  # s of samples after which fewer will do
 COPIES = 32  # of an operand, at most, to keep it out of the cache
 TYPES = ("cuda", "cpu")  # CUDA and ROCm, which torch calls cuda too, and the CPU
+INFINITY = 256 * 2**20  # bytes behind the L2 of an AMD GPU, which no driver tells: MI300X (CDNA 3 white paper)
 CACHE = 64 * 2**20  # bytes taken as the last-level cache where the system does not say: that of a large server CPU
 
 
@@ -60,6 +61,17 @@ class Device:
     @property
     def properties(self) -> Any:
         return self.torch.cuda.get_device_properties(self.where)
+
+    @property
+    def amd(self) -> bool:
+        """A GPU under ROCm."""
+        return self.gpu and bool(getattr(self.torch.version, "hip", None))
+
+    @property
+    def serial(self) -> str:
+        """By which nvidia-smi knows the GPU, whatever CUDA_VISIBLE_DEVICES makes of the numbers."""
+        uuid = getattr(self.properties, "uuid", None)
+        return f"GPU-{uuid}" if uuid else str(self.where.index or 0)
 
     @property
     def title(self) -> str:
@@ -146,7 +158,8 @@ class Device:
 
     def _cache(self) -> int:
         if self.gpu:
-            return int(getattr(self.properties, "L2_cache_size", 0)) or 4 * CACHE
+            found = int(getattr(self.properties, "L2_cache_size", 0)) or 4 * CACHE
+            return max(found, INFINITY) if self.amd else found
         with suppress(ValueError, OSError):
             return max(os.sysconf("SC_LEVEL3_CACHE_SIZE"), 0) or CACHE
         return CACHE

@@ -7,6 +7,7 @@ from mist.profiling.device import Call, Device
 from mist.profiling.plan import Attention, Gemm, Shape
 
 BFLOAT16 = 2  # bytes
+FNUZ = "gfx94"  # AMD's MI300 family multiplies e4m3 of its own kind (fnuz), later ones that of OCP
 
 
 def calls(device: Device, shape: Shape, seconds: float) -> tuple[Sequence[Call], str]:
@@ -35,26 +36,40 @@ def _gemm(device: Device, shape: Gemm, seconds: float) -> tuple[Sequence[Call], 
     if shape.dtype == "bfloat16":
         linear = torch.nn.functional.linear
         return [lambda w=w: linear(x, w) for w in weights], "torch.nn.functional.linear"
-    x8, narrow = x.to(torch.float8_e4m3fn), [w.to(torch.float8_e4m3fn) for w in weights]
-    one = torch.ones((), device=where)
-    scaled = torch._scaled_mm
-    made = [lambda w=w: scaled(x8, w.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16) for w in narrow]
-    return made, "torch._scaled_mm"
+    fp8 = _fp8(device)
+    x8, narrow = x.to(fp8), [w.to(fp8) for w in weights]
+    one = torch.ones((), dtype=torch.float32, device=where)
+    # fast accumulation, as vLLM's CUTLASS kernels have it on Hopper (FP8FastAccum); elsewhere it is ignored
+    how = {"scale_a": one, "scale_b": one, "out_dtype": torch.bfloat16, "use_fast_accum": True}
+    return [lambda w=w: torch._scaled_mm(x8, w.t(), **how) for w in narrow], "torch._scaled_mm"
+
+
+def _fp8(device: Device) -> Any:
+    architecture = str(getattr(device.properties, "gcnArchName", "")) if device.gpu else ""
+    return device.torch.float8_e4m3fnuz if architecture.startswith(FNUZ) else device.torch.float8_e4m3fn
 
 
 def _attention(device: Device, shape: Attention, seconds: float) -> tuple[Sequence[Call], str]:
     torch, where = device.torch, device.where
-    queries, causal = (shape.length, True) if shape.phase == "context" else (1, False)
     cache = 2 * shape.batch * shape.kv_heads * shape.length * shape.head_dim * BFLOAT16
     kv = (shape.batch, shape.kv_heads, shape.length, shape.head_dim)
-    q = torch.randn(shape.batch, shape.heads, queries, shape.head_dim, dtype=torch.bfloat16, device=where)
+    q = torch.randn(*_queries(shape), dtype=torch.bfloat16, device=where)
     number = device.copies(cache, seconds)
     keys, values = (_copies(torch.randn(*kv, dtype=torch.bfloat16, device=where), number) for _ in range(2))
-    sdpa, grouped = torch.nn.functional.scaled_dot_product_attention, shape.kv_heads < shape.heads
-    made = [
-        lambda k=k, v=v: sdpa(q, k, v, is_causal=causal, enable_gqa=grouped) for k, v in zip(keys, values, strict=True)
-    ]
-    return made, "torch_sdpa"
+    sdpa, context = torch.nn.functional.scaled_dot_product_attention, shape.phase == "context"
+    how = {"is_causal": context, "enable_gqa": context and shape.kv_heads < shape.heads}
+    return [lambda k=k, v=v: sdpa(q, k, v, **how) for k, v in zip(keys, values, strict=True)], "torch_sdpa"
+
+
+def _queries(shape: Attention) -> tuple[int, int, int, int]:
+    """Batch, heads, queries, head_dim.
+
+    In generation the heads of a group stand in the place of its one query: nothing is masked, so they are queries over
+    the same keys, which every kernel reads once. With ``enable_gqa`` some copy the cache for each head first.
+    """
+    if shape.phase == "context":
+        return shape.batch, shape.heads, shape.length, shape.head_dim
+    return shape.batch, shape.kv_heads, shape.heads // shape.kv_heads, shape.head_dim
 
 
 def _copies(operand: Any, number: int) -> list[Any]:

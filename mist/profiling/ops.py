@@ -5,6 +5,7 @@ several devices. Coarse grids come first and every run goes on from the tables o
 another run, mean finer grids. Ctrl-C keeps what was measured.
 """
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ class Outcome:
     too_long: int  # shapes beyond the time or memory of one
     unmeasured: int  # shapes that the minutes did not reach, or that torch cannot run here
     coarse: int  # those of them that belong to the first grids, without which no step time can be composed
+    apart: str = ""  # why devices could not be summed over
 
 
 def ops(  # noqa: PLR0917
@@ -47,7 +49,7 @@ def ops(  # noqa: PLR0917
     """Measure, and write tables to ``out`` and the sheet to ./conf/hardware; ``told`` is power and idle power, W."""
     until = time.monotonic() + 60 * minutes
     name = name or _slug(device.title)
-    read = sheet.driver_watts(device.where.index or 0) if device.gpu else (None, None)
+    read = sheet.driver_watts(device.serial) if device.gpu else (None, None)
     place = Path("conf/hardware") / f"{name}.yaml"
     if place.exists() and not place.read_text(encoding="utf-8").startswith(sheet.HEAD):
         raise InputError("--name", name, f"{place} is a sheet that was not measured here; choose another name")
@@ -66,7 +68,15 @@ def ops(  # noqa: PLR0917
     sheet.write(out / f"{name}.yaml", sheet.system_yaml(found))
     rows = {table: len(rows) for table, rows in tables.rows.items()}
     return Outcome(
-        place, tables.folder, found, rows, session.known, session.too_long, session.unmeasured, session.coarse
+        place,
+        tables.folder,
+        found,
+        rows,
+        session.known,
+        session.too_long,
+        session.unmeasured,
+        session.coarse,
+        session.apart,
     )
 
 
@@ -78,6 +88,7 @@ class _Session:
         self.bandwidth, self.rate = 0.0, 0.0  # bytes/s; operations/s, the best so far
         self.host: float | None = None
         self.known = self.too_long = self.unmeasured = self.coarse = 0
+        self.apart = ""
 
     def memory(self) -> None:
         moved, seconds = kernels.copy_bandwidth(self.device)
@@ -88,9 +99,14 @@ class _Session:
     def links(self) -> None:
         devices = 2
         while devices <= self.device.count:
-            for over, elements, seconds in allreduce.allreduce(devices):
+            try:
+                rows = allreduce.allreduce(devices)
+            except self.device.torch.multiprocessing.ProcessException as error:  # it must not cost all that follows
+                self.apart = f"all-reduce over {devices} devices failed: {str(error).strip().splitlines()[-1]}"
+                return
+            for over, elements, seconds, graph in rows:
                 row = {"allreduce_dtype": "bfloat16", "num_gpus": over, "message_size": elements, "backend": "torch"}
-                self.tables.add("custom_allreduce_perf", "NCCL", seconds, row)
+                self.tables.add("custom_allreduce_perf", "NCCL" if graph else "NCCL_eager", seconds, row)
             devices *= 2
 
     def shapes(self, longest: float) -> None:
@@ -104,11 +120,19 @@ class _Session:
                     self.unmeasured += len(plan) - number
                     break
                 self.progress(f"grid {level + 1} of {LEVELS}", number, len(plan))
-                self._shape(shape, longest)
+                self._shape_or_end(shape, longest)
                 if time.monotonic() - saved > SAVE:
                     self.tables.save()
                     saved = time.monotonic()
             self.coarse = self.coarse if level else self.unmeasured
+
+    def _shape_or_end(self, shape: Shape, longest: float) -> None:
+        """Ctrl-C is as if time were up."""
+        try:
+            self._shape(shape, longest)
+        except KeyboardInterrupt:
+            self.until = 0.0
+            self.unmeasured += 1
 
     def _calibrate(self) -> None:
         """A first idea of the device's speed, to know which shapes are out of reach."""
@@ -176,6 +200,7 @@ def _measured(
         devices=device.count,
         power=watts[0],
         idle_power=watts[1],
+        cores=None if device.gpu else os.cpu_count(),
     )
 
 
@@ -191,7 +216,7 @@ def _bus(sums: list[dict[str, Any]]) -> float | None:
 def _vendor(device: Device) -> str:
     if not device.gpu:
         return next((vendor for vendor in ("intel", "amd", "nvidia") if vendor in device.title.lower()), "cpu")
-    return "amd" if getattr(device.torch.version, "hip", None) else "nvidia"
+    return "amd" if device.amd else "nvidia"
 
 
 def _slug(title: str) -> str:

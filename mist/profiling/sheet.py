@@ -28,6 +28,7 @@ class Measured:
     devices: int
     power: float | None
     idle_power: float | None
+    cores: int | None = None  # of a CPU
 
 
 def hardware_yaml(found: Measured, tables: Path) -> str:
@@ -60,6 +61,7 @@ def hardware_yaml(found: Measured, tables: Path) -> str:
         f"scale_up_latency: {(found.bus_latency or 0.0) * 1e6:.3g} us # {sources['scale_up_latency']}",
         f"scale_up_devices: {found.devices} # those of this machine",
         f"host_bandwidth: {host / 1e9:.4g} GB/s # {sources['host_bandwidth']}",
+        *([f"cores: {found.cores} # as the system counts them"] if found.cores else []),
         _watts("power", found.power, "limit that the driver reports"),
         _watts(
             "idle_power",
@@ -92,9 +94,9 @@ def write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def driver_watts(index: int) -> tuple[float | None, float | None]:
+def driver_watts(serial: str) -> tuple[float | None, float | None]:
     """Power limit and present draw of a GPU by nvidia-smi; of one that it does not know, None."""
-    query = ["nvidia-smi", f"--id={index}", "--query-gpu=power.limit,power.draw", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", f"--id={serial}", "--query-gpu=power.limit,power.draw", "--format=csv,noheader,nounits"]
     with suppress(OSError, ValueError, subprocess.SubprocessError):
         answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10).stdout
         limit, draw = (float(word) for word in answer.split(","))

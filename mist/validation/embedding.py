@@ -20,13 +20,15 @@ class EmbeddingServer:
     """Requests of ``sentences`` texts of ``tokens`` tokens, one after another.
 
     Facts: model, hardware, encoder, and what the file calls its ``machine`` and engine. ``cores`` of a machine that is
-    a part of a CPU, ``dtypes`` of engines whose weights are not of the type that the model's sheet says.
+    a part of a CPU, ``dtypes`` of engines whose weights are not of the type that the model's sheet says, ``engines`` by
+    their names in conf/encoder where the file's words mean another on this machine.
     """
 
     sentences: int
     tokens: int
     cores: Mapping[str, int] = field(default_factory=dict)
     dtypes: Mapping[str, Dtype] = field(default_factory=dict)
+    engines: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("sentences", "tokens"):
@@ -40,7 +42,7 @@ class EmbeddingServer:
         encoder = Encoder(
             build(ModelSpec, sheet("model", facts["model"])),
             spec,
-            build(EncoderEngine, sheet("encoder", facts["encoder"])),
+            build(EncoderEngine, sheet("encoder", self.engines.get(facts["engine_said"], facts["encoder"]))),
             self.tokens,
             dtype=self.dtypes.get(facts["engine_said"]),
         )

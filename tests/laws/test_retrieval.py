@@ -43,10 +43,13 @@ def hardware(name: str) -> HardwareSpec:
     return build(HardwareSpec, read(f"hardware/{name}.yaml"))
 
 
+def engine(name: str = "infinity", **fields: Any) -> EncoderEngine:
+    return replace(build(EncoderEngine, read(f"encoder/{name}.yaml")), **fields)
+
+
 def encoder(device: str = "sapphire-rapids", model: str = "bge-large-en", **fields: Any) -> Encoder:
     spec = build(ModelSpec, read(f"model/{model}.yaml"))
-    engine = build(EncoderEngine, read("encoder/infinity.yaml"))
-    return Encoder(spec, hardware(device), engine, **{"tokens": 256, **fields})
+    return Encoder(spec, hardware(device), fields.pop("engine", engine()), **{"tokens": 256, **fields})
 
 
 def total(work: Work) -> float:
@@ -154,11 +157,59 @@ def test_an_hnsw_walk_grows_with_the_logarithm_of_the_vectors() -> None:
 
 def test_an_encoder_computes_two_operations_per_weight_and_token_and_four_per_pair_and_width() -> None:
     service = encoder("sapphire-rapids", tokens=512)
+    service = replace(service, hardware=replace(service.hardware, memory_bandwidth=1e18))
     layer = 4 * 1024 * 1024 + 3 * 1024 + 2 * 1024 * 4096  # projections with three biases, MLP
     engine, peak = service.engine, service.hardware.peak("bf16")
     linear = 2 * 512 * 24 * layer / engine.matmul_efficiency
     attention = 4 * 24 * 512**2 * 1024 / engine.attention_efficiency
     assert service.work(1).core_seconds == pytest.approx((linear + attention) / peak * 56)
+
+
+@given(tokens=st.integers(1, 512), texts=st.integers(1, 64), passes=st.sampled_from([2.0, 4.0, 8.0]))
+@pytest.mark.parametrize("device", ["sapphire-rapids", "l4"])
+def test_scores_that_are_not_fused_pass_through_memory(device: str, tokens: int, texts: int, passes: float) -> None:
+    fused, unfused = (encoder(device, tokens=tokens, engine=engine(score_passes=n)).work(texts) for n in (0.0, passes))
+    scores = texts * 24 * 16 * tokens**2 * 2  # bytes: layers, heads, pairs, 16 bits
+    spec, share = hardware(device), engine().bandwidth_efficiency
+    waited = passes * scores / (spec.memory_bandwidth * share)
+    if spec.kind == "cpu":
+        assert unfused.traffic - fused.traffic == pytest.approx(passes * scores / share)
+        assert unfused.core_seconds - fused.core_seconds == pytest.approx(waited * spec.cores)
+    else:
+        assert unfused.latency - fused.latency == pytest.approx(waited)
+
+
+def test_scores_in_memory_that_is_new_every_time_cost_a_core_their_writing() -> None:
+    reused, new = (encoder(engine=engine(score_passes=8.0, fresh_rate=rate)).work(3) for rate in (None, 2e9))
+    assert new.core_seconds - reused.core_seconds == pytest.approx(4 * 3 * 24 * 16 * 256**2 * 2 / 2e9)
+    assert new.traffic == reused.traffic
+
+
+@given(texts=st.integers(1, 200), name=st.sampled_from(["onnx_cpu", "onnx_quantised_cpu", "sentence_transformers_cpu"]))
+def test_a_core_that_waits_for_memory_is_busy(texts: int, name: str) -> None:
+    dtype = "int8" if "quantised" in name else "fp32"
+    service = encoder("genoa", engine=engine(name), dtype=dtype)
+    work, spec = service.work(texts), service.hardware
+    assert work.core_seconds / spec.cores >= work.traffic / spec.memory_bandwidth * (1 - 1e-12)
+    quick = replace(service, hardware=replace(spec, memory_bandwidth=1e18)).work(texts)
+    assert quick.core_seconds < work.core_seconds
+
+
+def test_weights_of_eight_bits_save_their_own_time_only() -> None:
+    narrow, wide = (
+        encoder("genoa", engine=engine(name), dtype=dtype).work(32)
+        for name, dtype in (("onnx_quantised_cpu", "int8"), ("onnx_cpu", "fp32"))
+    )
+    quick, slow = engine("onnx_quantised_cpu"), engine("onnx_cpu")
+    ratio = 4 * quick.matmul_efficiency / slow.matmul_efficiency  # VNNI over AVX-512, by what each reaches
+    assert 1 < wide.core_seconds / narrow.core_seconds < ratio
+    weights = 24 * (4 * 1024 * 1024 + 3 * 1024 + 2 * 1024 * 4096)
+    assert wide.traffic - narrow.traffic == pytest.approx(3 * weights / engine("onnx_cpu").bandwidth_efficiency)
+
+
+def test_an_engine_without_fused_attention_is_the_same_engine_otherwise() -> None:
+    fused, native = engine("infinity"), engine("infinity_native")
+    assert replace(native, name="infinity", score_passes=0.0) == fused
 
 
 def test_on_its_own_device_an_encoder_or_an_index_leaves_the_host_alone() -> None:
@@ -179,6 +230,34 @@ def test_a_database_adds_its_overhead_and_slows_the_search() -> None:
     served = Served(index, Database("none", "0", query_time=0.003, slowdown=2.0))
     assert served.work(4).core_seconds == pytest.approx(8 * index.work(1).core_seconds)
     assert served.work(4).latency == 0.003
+
+
+def test_every_segment_of_a_collection_is_searched_as_deep_as_the_whole() -> None:
+    index, plain_database = shipped("hnsw", vectors=8_000_000), Database("none", "0", 0.003, 2.0)
+    cut = Served(index, replace(plain_database, segments=8))
+    part = replace(index, vectors=1_000_000)
+    assert cut.work(1).core_seconds == pytest.approx(8 * 2 * part.work(1).core_seconds)
+    assert cut.work(1).core_seconds > Served(index, plain_database).work(1).core_seconds
+    assert cut.memory_bytes == index.memory_bytes
+
+
+def test_a_limit_on_segments_makes_as_few_as_it_allows_and_at_least_as_many_as_are_asked_for() -> None:
+    limited = Database("none", "0", 0.0, 1.0, segments=2, segment_bytes=1e9)
+    for vectors, segments in ((1000, 2), (1_000_000, 4), (10_000_000, 31)):  # of 3,072 bytes
+        assert Served(shipped("hnsw", vectors=vectors, dim=768), limited).segments == segments
+    small = shipped("hnsw", vectors=10_000_000, dtype="int8")  # cut by what came, not by what is kept of it
+    assert Served(small, limited).segments == 31
+
+
+def test_candidates_scored_again_cost_a_full_distance_each_and_their_memory() -> None:
+    plain_index = shipped("hnsw", dtype="int4", ef_search=200)
+    again = replace(plain_index, refine=20.0, refine_dtype="bf16")
+    rates = plain_index.rates
+    assert again.memory_bytes - plain_index.memory_bytes == pytest.approx(1_000_000 * 768 * 2)
+    extra = again.work(1).core_seconds - plain_index.work(1).core_seconds
+    missed = (again.misses - plain_index.misses) * again.distances * rates.miss_time
+    each = rates.distance_time + 768 * 2 / rates.scan_rate + again.misses * rates.miss_time
+    assert extra == pytest.approx(200 * each + missed)
 
 
 # ------------------------------------------------------------------------------------------------ sheets and errors
@@ -221,7 +300,15 @@ def test_a_database_builds_and_is_named_after_its_file(path: Path) -> None:
         (lambda: shipped("hnsw", links=1), "links"),
         (lambda: shipped("hnsw", recalls={"16": 0.9, "64": 0.8}), "recalls"),
         (lambda: shipped("hnsw", recalls={"16": 0.9, "64": 0.95}), "recalls"),  # silent at 128
+        (lambda: shipped("hnsw", refine=20.0), "refine"),  # 200 of 128 candidates
+        (lambda: shipped("hnsw", refine=0.5), "refine"),
+        (lambda: Database("none", "0", 0.0, 1.0, segments=0), "segments"),
+        (lambda: Database("none", "0", 0.0, 1.0, segment_bytes=0.0), "segment_bytes"),
         (lambda: encoder(tokens=1000), "tokens"),
+        (lambda: engine(score_passes=-1.0), "score_passes"),
+        (lambda: engine(score_passes=8.0, fresh_rate=0.0), "fresh_rate"),
+        (lambda: engine(fresh_rate=1e9), "fresh_rate"),  # no scores are kept: no effect
+        (lambda: encoder("l4", engine=engine(score_passes=8.0, fresh_rate=1e9)), "engine.fresh_rate"),
         (lambda: OnDevice(shipped("flat"), hardware("genoa"), 0.5, 0.8, 0.0), "hardware"),
     ],
 )

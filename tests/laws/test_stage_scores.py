@@ -1,5 +1,6 @@
 """Laws of fitting and scoring retrieval and embedding: constants are found again, nothing is left out unsaid."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -137,16 +138,17 @@ def test_the_embedding_engines_do_as_well_as_they_did() -> None:
     fitted, held = (whole(answer, part)["tokens_per_second"] for part in ("calibration", "held out"))
     assert (fitted.covered, held.covered, held.cells) == (5, 4, 5)
     assert (fitted.mape or 1) < 0.005
-    assert (held.mape or 1) < 0.41
+    assert (held.mape or 1) < 0.09
 
 
 def test_the_databases_do_as_well_as_they_did() -> None:
     """A seat belt: the errors on VectorDBBench, as docs/retrieval.md has them."""
     answer = validate(measured_set("T12_vector_search_curves.csv"))
     fitted, held, warm = (whole(answer, part)["latency"] for part in ("calibration", "held out", "start warm"))
-    assert (fitted.cells, fitted.covered, held.covered, warm.covered) == (24, 24, 122, 135)
-    assert (fitted.typical or 1) < 0.03
-    assert (held.mape or 1) < 0.25
+    assert (fitted.cells, fitted.covered, held.covered, warm.covered) == (23, 23, 155, 162)
+    assert (fitted.mape or 1) < 0.01
+    assert (held.mape or 1) < 0.24
+    assert (warm.mape or 1) < 0.16
     assert (warm.rank or 0) > 0.9
     for problem in answer.problems:
         assert any(word in problem for word in ("several segments", "filtered searches", "the row has no ef"))
@@ -165,7 +167,7 @@ def search_row(**fields: Any) -> pd.DataFrame:
         ({"case": "LabelFilterPerformanceCase"}, "filtered searches"),
         ({"db_label": "8c60g"}, "several segments"),
         ({"db_label": None}, "several segments"),
-        ({"db": "Milvus"}, "several segments"),  # the label is another database's
+        ({"db": "Qdrant"}, "several segments"),  # the label is another database's
         ({"params": "{}"}, "no ef, links"),
         ({"params": "not JSON"}, "no ef, links"),
         ({"concurrency": None}, "no concurrency"),
@@ -184,6 +186,27 @@ def test_a_lone_client_that_reads_from_disk_is_a_slice_of_its_own(tmp_path: Path
     file = tmp_path / "searches.csv"
     pd.concat([search_row(concurrency=1), search_row(concurrency=1, lat_avg_s=0.008)]).to_csv(file, index=False)
     assert {score.part for score in validate(file).scores} >= {"start cold", "start warm"}
+
+
+def test_clients_right_after_a_cold_start_are_cold_until_they_are_quick(tmp_path: Path) -> None:
+    def starts(*rows: tuple[int, float]) -> list[str]:
+        table = pd.concat([search_row(concurrency=clients, lat_avg_s=latency) for clients, latency in rows])
+        return list(vector_search.Configurations().of(table.reset_index(drop=True))["start"])
+
+    assert starts((1, 0.02), (5, 0.02)) == ["cold", "cold"]
+    assert starts((1, 0.02), (5, 0.008)) == ["cold", "warm"]
+    assert starts((1, 0.008), (5, 0.02)) == ["warm", "warm"]  # five clients wait for each other
+
+
+def test_candidates_that_are_scored_again_are_searched_for(tmp_path: Path) -> None:
+    def params(**more: object) -> str:
+        return json.dumps({"M": 16, "ef": 100, "refine": True, "refine_k": 1.0, **more})
+
+    file, row = tmp_path / "searches.csv", {"db": "Milvus", "db_label": "16c64g-sq4u-fp16-force_merge"}
+    rows = [params(), params(refine_k=3.0), params(refine_k=3.0, refine=False), params(refine_k=3.0, ef=300)]
+    pd.concat([search_row(params=text, **row) for text in rows]).to_csv(file, index=False)
+    once, thrice, unrefined, deep = (cell.predicted or 0.0 for cell in validate(file).compared[::2])
+    assert unrefined < once < thrice == deep
 
 
 def test_options_of_an_engine_are_refused_where_no_engine_is_replayed(tmp_path: Path) -> None:

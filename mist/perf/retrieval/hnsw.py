@@ -54,6 +54,8 @@ class Hnsw:
     rates: HnswRates
     k: int = 10  # neighbours returned
     dtype: Dtype = "fp32"
+    refine: float = 0.0  # candidates per neighbour that are scored again with full vectors, kept beside the index's
+    refine_dtype: Dtype = "fp32"  # of those
     recalls: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -63,6 +65,11 @@ class Hnsw:
             raise InputError("links", self.links, "must be at least 2: with one there are no layers")
         if self.ef_search < self.k:
             raise InputError("ef_search", self.ef_search, f"must be at least k, {self.k}, or has no effect")
+        if self.refine and not 1 <= self.refine <= self.ef_search / self.k:
+            why = (
+                f"must be 0, or from 1 to ef_search / k, {self.ef_search / self.k:g}: only candidates are scored again"
+            )
+            raise InputError("refine", self.refine, why)
         self.recall  # noqa: B018 - a table that does not reach the setting is refused here
 
     @property
@@ -81,7 +88,11 @@ class Hnsw:
         Section 4.2.3; layers are drawn with 1 / ln M (section 4.1), so that M^-l of the vectors reach layer l.
         """
         links = (2 * self.links + self.links / (self.links - 1)) * LINK
-        return self.vectors * (self.vector_bytes + links + HEADER)
+        return self.vectors * (self.vector_bytes + links + HEADER + (self._full_bytes if self.refine else 0.0))
+
+    @property
+    def _full_bytes(self) -> float:
+        return self.dim * BYTES_PER_ELEMENT[self.refine_dtype]
 
     @property
     def distances(self) -> float:
@@ -99,6 +110,10 @@ class Hnsw:
         rates, ef = self.rates, self.ef_search
         distance = rates.distance_time + self.vector_bytes / rates.scan_rate + self.misses * rates.miss_time
         hops = ef * (rates.hop_time + 2 * self.links * rates.link_time + ef * rates.heap_time)
-        each = rates.query_time + self.distances * distance + hops + self.k * rates.result_time
-        read = self.misses * (self.distances * self.vector_bytes + ef * 2 * self.links * LINK)
+        again = self.refine * self.k
+        full = rates.distance_time + self._full_bytes / rates.scan_rate + self.misses * rates.miss_time
+        each = rates.query_time + self.distances * distance + hops + self.k * rates.result_time + again * full
+        read = self.misses * (
+            self.distances * self.vector_bytes + ef * 2 * self.links * LINK + again * self._full_bytes
+        )
         return Work(queries * each, queries * read, rates.call_time)
