@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 ARGS :=
+SHARED := -n auto --maxprocesses 4 --dist loadgroup # among as many processes as there are cores
 
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON = $(firstword $(foreach name,python3.12 python3.13 python3.11 python3 python,\
@@ -19,7 +20,7 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(SHARED) $(ARGS)
 
 # The random mixes again, from a new seed every time and many more of them.
 fuzz: $(INSTALLED)

@@ -85,21 +85,20 @@ class PrefixPool(BlockPool):
         self._count()
 
     def grow(self, request: Request, tokens: int) -> None:
-        end = request.computed + tokens
-        while len(request.table) * self.block_tokens < end:
-            self._allocate(request)
-        first = request.computed // self.block_tokens
-        while first and self._content[request.table[first - 1]] is None:  # filled by drafts, accepted since
+        end, size, table = request.computed + tokens, self.block_tokens, request.table
+        self._allocate(request, -(-end // size) - len(table))
+        first = request.computed // size
+        while first and self._content[table[first - 1]] is None:  # filled by drafts, accepted since
             first -= 1
-        for index in range(first, min(end, request.known) // self.block_tokens):  # a draft's content is not known
-            self._register(request, index)
-        request.blocks = len(request.table)
+        self._register(request, first, min(end, request.known) // size)  # a draft's content is not known
+        request.blocks = len(table)
 
     def grow_member(self, request: Request, computed: int) -> None:
         if computed % self.block_tokens == 0:
-            self._allocate(request)
+            self._allocate(request, 1)
         if (computed + 1) % self.block_tokens == 0:
-            self._register(request, computed // self.block_tokens)
+            filled = computed // self.block_tokens
+            self._register(request, filled, filled + 1)
 
     def extend(self, decodes: Decoding, ahead: int, steps: int) -> None:
         size = self.block_tokens
@@ -111,9 +110,10 @@ class PrefixPool(BlockPool):
         # a block that is taken and one that is filled are never the same, so who of the two goes first is all one
         for step in range(ahead, ahead + steps):
             for request in _in_order(decodes.due(step)):
-                self._allocate(request)
+                self._allocate(request, 1)
             for request in _in_order(decodes.due(step + 1)):
-                self._register(request, (decodes.computed(request) + step) // size)
+                filled = (decodes.computed(request) + step) // size
+                self._register(request, filled, filled + 1)
 
     def steps_to_hit(self, head: Request, running: Collection[Request], decodes: Decoding, most: int) -> int:
         whole = (head.known - 1) // self.block_tokens
@@ -191,21 +191,32 @@ class PrefixPool(BlockPool):
         """At least ``count`` keys of a request's blocks, from the first on; each is made once."""
         content, size = request.content, self.block_tokens
         if request.keys is None:
-            request.keys = content.keys(size) if isinstance(content, Keyed) else []
+            request.keys = content.keys(size) if content is not None and isinstance(content, Keyed) else []
         keys = request.keys
         if len(keys) < count:
             new = range(len(keys), count)
             keys += [(request.id, i) for i in new] if content is None else [content.key(i, size) for i in new]
         return keys
 
-    def _allocate(self, request: Request) -> None:
-        block = self._front()
-        content = self._content[block]
-        if content is not None:
-            self._forget(block, content)
-        self._refs[block] = 1
-        request.table.append(block)
-        self.used += 1
+    def _allocate(self, request: Request, count: int) -> None:
+        """So many blocks from the front of the free list."""
+        if count <= 0:
+            return
+        table, refs, blank = request.table, self._refs, self._blank
+        most = len(table) + count
+        while blank and len(table) < most:
+            table.append(blank.pop())
+            refs[table[-1]] = 1
+        if len(table) < most and (unused := min(most - len(table), self.total - len(refs))):
+            table += range(len(refs), len(refs) + unused)
+            refs += [1] * unused
+            self._content += [None] * unused
+        while len(table) < most:
+            block, _ = self._free.popitem(last=False)
+            self._forget(block, self._content[block])
+            refs[block] = 1
+            table.append(block)
+        self.used += count
         if self.used > self.peak:  # noqa: PLR1730 - in the innermost loop
             self.peak = self.used
 
@@ -224,23 +235,18 @@ class PrefixPool(BlockPool):
         self._content[block] = None
         self._version += 1
 
-    def _front(self) -> int:
-        """The first block of the free list, off it."""
-        if self._blank:
-            return self._blank.pop()
-        if len(self._refs) < self.total:
-            self._refs.append(0)
-            self._content.append(None)
-            return len(self._refs) - 1
-        return self._free.popitem(last=False)[0]
-
-    def _register(self, request: Request, index: int) -> None:
-        block = request.table[index]
-        content = self._content[block] = self.key(request, index)
-        first = self._cached.setdefault(content, block)
-        if first != block:
-            self._copies.setdefault(content, {})[block] = None
-        self._version += 1
+    def _register(self, request: Request, first: int, last: int) -> None:
+        """Blocks from ``first`` on, up to but without ``last``, are full: others may find what they hold."""
+        if first >= last:
+            return
+        keys, table, contents, cached = self._keys(request, last), request.table, self._content, self._cached
+        for index in range(first, last):
+            block, content = table[index], keys[index]
+            contents[block] = content
+            holder = cached.setdefault(content, block)
+            if holder != block:
+                self._copies.setdefault(content, {})[block] = None
+        self._version += last - first
 
     def _count(self) -> None:
         self.used = len(self._refs) - len(self._blank) - len(self._free)

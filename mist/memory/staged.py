@@ -178,12 +178,10 @@ class TieredPool(PrefixPool):
             self.kept([content for content in known if content is not None])
         return super().detach(request)
 
-    def _front(self) -> int:
-        block = super()._front()
-        content = self._content[block]
-        if self.evicted is not None and content is not None and content not in self._copies:
+    def _forget(self, block: int, content: Hashable) -> None:
+        if self.evicted is not None and content not in self._copies:
             self.evicted(content)
-        return block
+        super()._forget(block, content)
 
 
 class PassagePool(TieredPool):

@@ -1,11 +1,17 @@
 """Session sticky: all requests of a session to one replica."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mist.policy import RouteView
 
-MASK = 2**64 - 1
+GAMMA = np.uint64(0x9E3779B97F4A7C15)  # the odd number nearest 2^64 over the golden ratio
+ROUNDS = (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB))
+LAST = np.uint64(31)
 
 
 @dataclass(frozen=True)
@@ -19,13 +25,17 @@ class SessionSticky:
 
     def choose(self, view: RouteView) -> int:
         digest = blake2b(repr(view.session).encode(), digest_size=8).digest()
-        session = int.from_bytes(digest, "little")
-        return max(range(len(view.replicas)), key=lambda place: mixed(session, view.replicas[place]))
+        return int(mixed(np.frombuffer(digest, "<u8") + gammas(tuple(view.replicas))).argmax())
 
 
-def mixed(session: int, replica: int) -> int:
-    """Sixty-four well-mixed bits of both (Steele, Lea and Flood, "SplitMix", OOPSLA 2014, figure 16)."""
-    z = (session + (replica + 1) * 0x9E3779B97F4A7C15) & MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
-    return z ^ (z >> 31)
+def mixed(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Sixty-four well-mixed bits of each (Steele, Lea and Flood, "SplitMix", OOPSLA 2014, figure 16)."""
+    for shift, factor in ROUNDS:
+        z = (z ^ (z >> shift)) * factor
+    return z ^ (z >> LAST)
+
+
+@lru_cache(maxsize=256)
+def gammas(replicas: tuple[int, ...]) -> NDArray[np.uint64]:
+    """How far each replica is from a session on the way through all 64-bit numbers."""
+    return (np.array(replicas, np.uint64) + np.uint64(1)) * GAMMA
