@@ -246,8 +246,8 @@ class KvTransfer:
         return {"transfer_time": arrived[0]}
 
 
-def devices(facts: Facts) -> int:
-    """The tensor-parallel degree that ``tp`` says, as a number or within a label such as tp4_ep1."""
-    said = str(facts.get("tp", 1))
-    match = re.search(r"tp(\d+)", said)
-    return int(match.group(1)) if match else round(number({"tp": said}, "tp"))
+def devices(facts: Facts, degree: str = "tp") -> int:
+    """The parallel degree that a fact says, as a number or within a label such as tp4_ep1; 1 where it says none."""
+    said = str(facts.get(degree, 1))
+    match = re.search(rf"{degree}(\d+)", said)
+    return int(match.group(1)) if match else round(number({degree: said}, degree))
