@@ -1,6 +1,7 @@
 """Replay measured cells and keep what was measured beside what was predicted."""
 
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -11,7 +12,8 @@ from yaml import safe_load
 
 from mist.catalog import choice_file
 from mist.errors import InputError, MistError
-from mist.validation.harness import Facts, Overrides, Unanswered, devices
+from mist.validation.facts import devices
+from mist.validation.harness import Facts, Overrides, Unanswered
 from mist.validation.layout import DEGREES, placed
 from mist.validation.measured import Cell, MeasuredSet, measured_sets, recognised, table_of
 
@@ -132,23 +134,44 @@ def files(path: Path) -> list[Path]:
     return found
 
 
-def jobs(path: Path, variants: Sequence[str]) -> tuple[list[Job], list[Path]]:
-    """What there is to replay at ``path``, and the files that no set describes."""
-    sets, found, foreign = measured_sets(), list[Job](), list[Path]()
+@dataclass(frozen=True)
+class Source:
+    """A file that a set describes: how many ``rows`` it has, and how many of them are no cells, by reason."""
+
+    name: str  # of the set
+    file: Path
+    rows: int
+    left_out: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A job and its comparisons; none where its cell has no figure."""
+
+    job: Job
+    lines: Sequence[Comparison]
+
+
+def jobs(path: Path, variants: Sequence[str]) -> tuple[list[Job], list[Source], list[Path]]:
+    """What there is to replay at ``path``, the files it is in, and those that no set describes."""
+    sets, found, sources, foreign = measured_sets(), list[Job](), list[Source](), list[Path]()
     for file in files(path):
         name = recognised(file, sets)
         if name is None:
             foreign.append(file)
             continue
-        cells = list(sets[name].cells(table_of(file), file.stem))
+        table = table_of(file)
+        left_out = Counter(str(reason) for reason in sets[name].left_out(table) if reason)
+        sources.append(Source(name, file, len(table), dict(left_out)))
+        cells = list(sets[name].cells(table, file.stem))
         found.extend(Job(name, sets[name], file, cell, variant) for variant in variants for cell in cells)
-    return found, foreign
+    return found, sources, foreign
 
 
-def replayed(work: Sequence[Job], each: Callable[[Job], None] = lambda _job: None) -> list[Comparison]:
-    """All comparisons; ``each`` is called before every cell."""
-    compared: list[Comparison] = []
+def replayed(work: Sequence[Job], each: Callable[[Job], None] = lambda _job: None) -> list[Answered]:
+    """All comparisons by job; ``each`` is called before every cell."""
+    answered: list[Answered] = []
     for job in work:
         each(job)
-        compared.extend(job.compare())
-    return compared
+        answered.append(Answered(job, list(job.compare())))
+    return answered

@@ -15,7 +15,8 @@ from mist.model import Dtype
 from mist.perf.retrieval.database import Database, Served
 from mist.perf.retrieval.hnsw import Hnsw
 from mist.validation.embedding import sheet
-from mist.validation.harness import Facts, Overrides, Unanswered, number
+from mist.validation.facts import number
+from mist.validation.harness import Facts, Overrides, Unanswered
 from mist.validation.measured import measured_sets
 
 EF = ("ef", "ef_search", "efSearch", "hnsw_ef", "num_candidates")  # the databases' names for it
