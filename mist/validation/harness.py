@@ -1,8 +1,9 @@
 """How each set was measured, replayed: the documented benchmark as overrides of a config, and what it comes to."""
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isinf
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 from mist.build import build
+from mist.catalog import stamp
 from mist.compose import compose
 from mist.errors import InputError, as_typed
-from mist.kernel import Kernel
 from mist.metrics import Result
-from mist.network import Link
-from mist.perf.base import StepShape
+from mist.perf.base import StepModel, StepShape
+from mist.pool import PoolSpec
 from mist.request import Request
 from mist.scenario import Scenario
 from mist.simulate import simulate
@@ -39,12 +40,18 @@ class Harness(Protocol):
         """Predicted values by name, SI units; ``overrides`` outrank those of the harness."""
 
 
+UNPRICED = 1.0  # $/h of a device that no list has a price for: times are compared, no dollars
+
+
 def composed(*layers: Mapping[str, str]) -> dict[str, Any]:
     """The config of these overrides; of the same address the last one counts."""
     merged: Overrides = {}
     for layer in layers:
         merged.update(layer)
-    return compose([f"{address}={value}" for address, value in merged.items()])
+    config = compose([f"{address}={value}" for address, value in merged.items()])
+    for pool in config["pools"].values():
+        config["price"]["hourly"].setdefault(pool["hardware"]["name"], UNPRICED)
+    return config
 
 
 def outcome(config: Mapping[str, Any]) -> dict[str, float]:
@@ -196,7 +203,7 @@ class StepLog:
             raise InputError("spread", self.spread, "must lie in [0, 1]")
 
     def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
-        (spec,) = build(Scenario, composed({"slo": "none"}, overrides)).pools.values()
+        spec, stages = _engine(stamp(), tuple(overrides.items()))
         if spec.pp > 1:
             raise Unanswered("a step of a pipeline is several, one of each stage: which was logged is not stated")
         decodes, kv = count(facts, "decodes", 0), number(facts, "decode_kv")
@@ -211,8 +218,14 @@ class StepLog:
         shape = StepShape(
             spec.dp * decodes, round(spec.dp * decodes * kv), tuple(spec.dp * sizes), longest=round(longest)
         )
-        (stage,) = spec.steptimes()
-        return {"step_time": stage.step_time(shape)}
+        return {"step_time": stages[0].step_time(shape)}
+
+
+@lru_cache(64)
+def _engine(now: object, overrides: tuple[tuple[str, str], ...]) -> tuple[PoolSpec, Sequence[StepModel]]:  # noqa: ARG001
+    """The one pool of a deployment and the step times of its stages; ``now`` stands for the user's own config files."""
+    (spec,) = build(Scenario, composed({"slo": "none"}, dict(overrides))).pools.values()
+    return spec, spec.steptimes()
 
 
 @dataclass(frozen=True)
@@ -232,18 +245,3 @@ class Disaggregated:
         load |= {f"{role}.replicas": str(count(facts, role)) for role in ("prefill", "decode")}
         load |= lengths("inputs", prompt, prompt) | lengths("outputs", answer, answer)
         return outcome(composed(BENCHMARK, load, overrides))
-
-
-@dataclass(frozen=True)
-class KvTransfer:
-    """One KV cache of ``megabytes`` over a link that nobody else uses."""
-
-    def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
-        config = composed({"cluster": "disaggregated", "slo": "none", "link": facts["link"]}, overrides)
-        spec = build(Scenario, config).link
-        assert spec is not None
-        kernel = Kernel()
-        arrived: list[float] = []
-        Link(kernel, spec).send(number(facts, "megabytes") * 1e6, lambda: arrived.append(kernel.now))
-        kernel.run()
-        return {"transfer_time": arrived[0]}

@@ -20,6 +20,7 @@ from mist.validation.names import GROUPS, engine_in, known, named_in, nearest_pr
 from mist.validation.spelling import engine_words, stored_as
 
 Statistic = Literal["value", "mean", "p50", "p90", "p99"]
+AS_PUBLISHED = "auto"  # vLLM's word for the number format of the checkpoint
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,8 @@ class MeasuredSet:
         empty = [fact for fact in self.columns if pd.isna(row[fact])]
         row = {fact: value for fact, value in row.items() if not pd.isna(value)} | dict.fromkeys(empty)
         said = {**self.given, **row}
+        if str(said.get("precision", "")).lower() == AS_PUBLISHED:
+            del said["precision"]
         if empty:
             return Cell(said, rows, measured, f"the row has no {', '.join(empty)}")
         engine, facts = _engine(row, self.given, stem), Facts()
@@ -154,6 +157,8 @@ class MeasuredSet:
             return Cell({**said, **facts}, rows, measured, str(error))
         if "tp" in said:
             facts["tp"] = said["tp"]  # as the file labels it
+        if engine is not None:
+            facts["engine_version"] = engine_words(engine)[1]
         return Cell({**said, **facts}, rows, measured, note=nearest_profile(engine))
 
     def fitted_on(self, facts: Facts) -> bool:
@@ -192,7 +197,7 @@ def _plain(value: object) -> str:
 def _said(role: str, said: Mapping[str, Any], stem: str) -> str | None:
     """A role in the words of the row, or else of the file's name."""
     if role in said:
-        return None if role == "precision" and str(said[role]).lower() == "auto" else str(said[role])
+        return str(said[role])
     if role == "precision" and "model" in said and stored_as(str(said["model"])):
         return str(said["model"])
     return named_in(role, stem) if role in ("model", "hardware", "precision") else None

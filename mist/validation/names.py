@@ -37,7 +37,9 @@ def known(role: str, said: str) -> str:
     spoken = said.rpartition("/")[2] if role == "model" else said
     if (found := _names(role).get(_plain(spoken))) is not None:
         return found
-    found = {"model": _model, "hardware": _device, "engine": _profile, "precision": _format}.get(role, _unread)(said)
+    found = {"model": _model, "hardware": _device, "engine": _profile, "precision": _format, "link": _link}.get(
+        role, _unread
+    )(said)
     if found is None:
         raise InputError(role, said, "conf/ and conf/names.yaml know no such name", nearest(said, _choices(role))[:5])
     return found
@@ -126,8 +128,14 @@ def _format(said: str) -> str | None:
     return next((name for name in found if name is not None), None)
 
 
-def _unread(said: str) -> None:  # noqa: ARG001 (other roles are spelt one way)
-    return None
+def _link(said: str) -> str | None:
+    """That of the same path at another line rate: all words but those with a number in them are an alias's."""
+    words = _wordy(said)
+    return next((name for alias, name in _aliases().get("link", {}).items() if words and _wordy(alias) == words), None)
+
+
+def _wordy(said: str) -> list[str]:
+    return [word for word in re.split(r"[^a-z0-9.]+", said.lower()) if word.isalpha()]
 
 
 @cache

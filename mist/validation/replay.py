@@ -93,10 +93,18 @@ class Job:
         cut = {**{name: devices(facts, name) for name in DEGREES if name in facts}, **_degrees(typed)}
         laid = placed(model, hardware, cut) if model and hardware and cut else {}
         formats = _formats(model, facts["precision"], kind.kv_dtype) if model and "precision" in facts else {}
-        return {**kind.overrides, **of_engine, **laid, **said, **formats, **typed}
+        limits = _limits({**kind.overrides, **of_engine}, int(laid.get("dp", "1")))
+        return {**limits, **laid, **said, **formats, **typed}
 
 
 DEFECT = "a defect of MIST, which should be reported"
+
+
+def _limits(overrides: Overrides, copies: int) -> Overrides:
+    """A set's overrides; the limits of a step are each copy's of attention, and together a replica's here (vLLM
+    documentation, "Data Parallel Deployment")."""
+    several = {"scheduler.token_budget", "scheduler.max_running"} if copies > 1 else set()
+    return {name: str(copies * int(value)) if name in several else value for name, value in overrides.items()}
 
 
 def _degrees(typed: Overrides) -> dict[str, int]:
