@@ -37,9 +37,8 @@ def known(role: str, said: str) -> str:
     spoken = said.rpartition("/")[2] if role == "model" else said
     if (found := _names(role).get(_plain(spoken))) is not None:
         return found
-    found = {"model": _model, "hardware": _device, "engine": _profile, "precision": _format, "link": _link}.get(
-        role, _unread
-    )(said)
+    readers = {"model": _model, "hardware": _device, "engine": _profile, "precision": _format, "link": _link}
+    found = readers[role](said) if role in readers else None
     if found is None:
         raise InputError(role, said, "conf/ and conf/names.yaml know no such name", nearest(said, _choices(role))[:5])
     return found
