@@ -118,7 +118,7 @@ def calibrate(arguments: argparse.Namespace) -> int:
 
 
 def tables(arguments: argparse.Namespace) -> int:
-    answer = getattr(import_module(f"mist.validation.{arguments.what}"), arguments.what)(arguments.names)
+    answer = getattr(import_module(f"mist.validation.tables_{arguments.what}"), arguments.what)(arguments.names)
     return _answer(answer, arguments.json, f"tables.{arguments.what}")
 
 

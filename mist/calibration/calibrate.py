@@ -10,7 +10,8 @@ from yaml import safe_load
 
 from mist.build import build
 from mist.calibration.cells import Measured, cells
-from mist.calibration.fit import FAR, OUT_OF_TIME, Estimate, Target, Values, fit
+from mist.calibration.fit import FAR, OUT_OF_TIME, Estimate, Target, Values
+from mist.calibration.forms import Forms
 from mist.calibration.hold_out import held_out
 from mist.calibration.replays import Figures, OutOfTime, Replays, Shown
 from mist.calibration.scalars import SCALARS, Floats
@@ -98,7 +99,8 @@ def calibrate(
     changes = {**SCALARS, "front_end": _decode_step(fitting)}
     search = _Search(replays, targets, base)
     try:
-        estimates, cut = fit(search.errors, targets, base, told, changes), ""
+        forms = Forms(search.errors, targets, changes, _launched(fitting, own, base))
+        estimates, cut = forms.fit(base, told), ""
     except OutOfTime:
         cut = f"time was over after {replays.done} replays ({minutes:g} minutes), before the search had converged"
         estimates = [Estimate(name, base[name], search.best[name], why=told.get(name, OUT_OF_TIME)) for name in SCALARS]
@@ -158,6 +160,23 @@ def _decode_step(cells: Sequence[Measured]) -> float:
     """The median time per token over the figures of ``cells`` that tell one, s; where none does, SCALARS'."""
     times = [cell.figures[name] for cell in cells for name in ("tpot_mean", "itl_mean") if name in cell.figures]
     return float(np.median(times)) if times else SCALARS["front_end"]
+
+
+def _launched(cells: Sequence[Measured], own: Overrides, base: Values) -> float | None:
+    """The launch time at which the host bounds the shortest decode step of ``cells`` for its layers, s."""
+    found = []
+    for cell in cells:
+        times = [cell.figures[name] for name in ("tpot_mean", "itl_mean", "step_time") if name in cell.figures]
+        model, node = ({"node": "isolated", **cell.overrides, **own}.get(name, "") for name in ("model", "node"))
+        if times and model and not model.endswith(".json"):
+            speed = _sheet("node", node).get("host_speed", 1.0)
+            found.append((times[0] - base["step_overhead"]) / _sheet("model", model)["layers"] * speed)
+    return min(found) if found and min(found) > 0 else None
+
+
+def _sheet(group: str, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = safe_load(choice_file(group, name).read_text(encoding="utf-8"))
+    return found
 
 
 def _of(own: Overrides, address: str) -> str:

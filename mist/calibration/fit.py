@@ -181,7 +181,7 @@ class _Problem:
         jacobian = (self.jacobian(x) / (scale * (1 + errors**2) ** 0.75)[:, None])[:, inside]
         freedom = self.observations - len(inside)
         loss = float(np.sum(np.sqrt(1 + errors**2) - 1))
-        spread = np.sqrt(np.diag(np.linalg.inv(jacobian.T @ jacobian)) * (2 * loss / freedom))
+        spread = np.sqrt(np.diag(np.linalg.pinv(jacobian.T @ jacobian)) * (2 * loss / freedom))
         half = student.ppf((1 + CONFIDENCE) / 2, freedom) * spread
         moves = _bootstrap(jacobian, residual, np.array([target.cell for target in self._targets]))
         tail = 100 * (1 - CONFIDENCE) / 2

@@ -13,6 +13,7 @@ from yaml import safe_load
 from mist.calibration.run import Run
 from mist.catalog import choice_file
 from mist.errors import InputError
+from mist.validation.facts import number
 from mist.validation.harness import (
     BENCHMARK,
     Facts,
@@ -22,7 +23,6 @@ from mist.validation.harness import (
     TraceReplay,
     composed,
     lengths,
-    number,
 )
 from mist.validation.harness import outcome as served
 from mist.validation.names import known

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from mist.calibration.calibrate import Calibration
 from mist.calibration.fit import OUT_OF_TIME, Estimate
+from mist.calibration.forms import BESIDE, GRAPHS, REPLAYED
 from mist.report.accuracy import table
 from mist.validation.run import Validation
 
@@ -39,7 +40,7 @@ def _scalars(answer: Calibration) -> Table:
 
 def unidentified(one: Estimate) -> str:
     """A warning for a scalar that the data cannot tell; empty for others."""
-    return f"{one.name} {one.why}: left at {time(one.base)}; {one.remedy} would tell" if one.remedy else ""
+    return f"{one.name} {one.why}: left at {time(one.value)}; {one.remedy} would tell" if one.remedy else ""
 
 
 def interval(one: Estimate) -> str:
@@ -48,6 +49,8 @@ def interval(one: Estimate) -> str:
         return f"{time(one.low)} to {time(one.high)}"
     if one.why == OUT_OF_TIME:
         return "not known"
+    if one.why in (GRAPHS, REPLAYED, BESIDE):
+        return "held"
     return "not identified" if one.remedy else "at its bound" if one.at_zero else "given"
 
 

@@ -11,6 +11,7 @@ Floats = NDArray[np.float64]
 # scalar -> the change by which its effect is tried, s: about a tenth of what engines were found to take, and a whole
 # decode step for front_end, because a request that comes during a step waits for its end: TTFT climbs in stairs
 SCALARS: Mapping[str, float] = {
+    "launch_time": 30e-6,
     "step_overhead": 0.5e-3,
     "front_end": 10e-3,  # where no decode step was measured
     "mixed_overhead": 2e-3,
@@ -24,6 +25,10 @@ INVOLVED = 0.3  # share of a singular direction from which a scalar belongs to i
 VISIBLE = 1e-4  # relative change of some figure that a scalar's trial change must make to be seen at all
 
 SEPARATES: Mapping[frozenset[str], str] = {
+    frozenset({"launch_time", "step_overhead"}): "runs at smaller and at larger batches",
+    frozenset({"launch_time", "request_overhead"}): "runs at another concurrency",
+    frozenset({"launch_time", "mixed_overhead"}): "runs at another output length",
+    frozenset({"launch_time", "front_end"}): "TPOT beside TTFT or E2E",
     frozenset({"step_overhead", "request_overhead"}): "runs at another concurrency",
     frozenset({"step_overhead", "mixed_overhead"}): "runs at another output length",
     frozenset({"request_overhead", "mixed_overhead"}): "runs at another output length and the same concurrency",
@@ -77,6 +82,7 @@ def _given_up(involved: Sequence[str]) -> Unidentified:
 
 def _shown_by(name: str) -> str:
     return {
+        "launch_time": "runs at smaller batches",
         "front_end": "TTFT or E2E of served requests",
         "mixed_overhead": "TTFT, or runs in which prompts arrive while others decode",
         "request_overhead": "runs at a larger concurrency",

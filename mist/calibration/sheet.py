@@ -20,6 +20,8 @@ def sheet(answer: Calibration, files: Sequence[Path]) -> str:
     lines = choice_file("engine", answer.engine).read_text(encoding="utf-8").splitlines()
     body = list(dropwhile(lambda line: not line or line.startswith("#"), lines))
     for one in answer.estimates:
+        if one.value == one.base == 0 and not any(line.startswith(f"{one.name}:") for line in body):
+            continue  # what the base leaves at its default
         body = _with(body, one.name, f"{one.name}: {_quantity(one.value)} # {_comment(one)}")
     for address, value in answer.overrides.items():
         if (found := re.fullmatch(r"engine\.(\w+)", address)) and found[1] not in {e.name for e in answer.estimates}:

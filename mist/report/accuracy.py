@@ -48,8 +48,13 @@ def table(answer: Validation) -> RenderableType:
     foreign = ", ".join(file.name for file in answer.foreign)
     limits = [kind.limits for name, kind in answer.sets.items() if alone and name == scores[0].name and kind.limits]
     notes = [f"not scored, no set describes them: {foreign}"] if foreign else []
-    notes += [f"not predicted: {problem}" for problem in answer.problems]
+    notes += _rows_told(answer) or [f"not predicted: {problem}" for problem in answer.problems]
     return Group(grid, *[Text(f"{text}.", "dim") for text in limits], *[Text(note, "yellow") for note in notes])
+
+
+def _rows_told(answer: Validation) -> list[str]:
+    """What became of the rows that are not simply predicted, each sentence once."""
+    return list(dict.fromkeys(line for one in answer.coverage for line in one.lines))
 
 
 def rows(scores: Sequence[Score]) -> list[Row]:
@@ -110,7 +115,7 @@ def markdown(answer: Validation) -> str:
         said = [text for text in (kind.about, kind.limits, same) if text]
         lines += ["", f"## {name}", "", f"{'. '.join(said)}.", "", *_grid(own)]
     missing = [f"- no set describes `{file.name}`" for file in answer.foreign]
-    missing += [f"- {problem}" for problem in answer.problems]
+    missing += [f"- {line}" for line in _rows_told(answer)]
     return "\n".join([*lines, *(["", "## Not scored", "", *missing] if missing else []), ""])
 
 

@@ -7,8 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mist.validation.coverage import Cell, Coverage
-from mist.validation.left_out import LeftOuts
+from mist.validation.tables_coverage import Cell, Coverage
+from mist.validation.tables_left_out import LeftOuts
 
 LEGEND = (
     "MAPE over every count of tokens and cut of every shape, told from the shapes of another hidden size or width; "

@@ -1,109 +1,67 @@
-"""What perf=measured has timings of: every model, on every device with operator tables, with every engine's kernels."""
+"""What became of every row of a file of measurements: predicted, left out, or not predicted and why."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from mist.build import build
-from mist.catalog import groups, nearest
-from mist.errors import InputError
-from mist.hardware import HardwareSpec
-from mist.model import ModelSpec
-from mist.perf.base import Replica
-from mist.perf.engine import EngineProfile
-from mist.perf.measured import Measured
-from mist.perf.tables.operators import Operators, operators
-from mist.validation.embedding import sheet
-
-ENGINES = {"vllm": "vllm", "sglang": "sglang_0_5", "trtllm": "trtllm_0_17"}  # kernels, and a profile with them
-QUANTISED = ("fp8", "fp4")  # what a model published in 16 bits is served in too, where a device multiplies it
-WEIGHTS = 0.8  # share of the memory that weights may take, so that some is left for a cache
-MOST = 8  # devices of a replica
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One model with these weights on the fewest devices (1, 2, 4 or 8) that hold it."""
-
-    model: str
-    weights: str
-    hardware: str
-    kernels: str
-    devices: int
-    transferred: tuple[str, ...] = ()  # operators told from other shapes, or from like kernels
-    refused: str = ""  # why there are no step times; empty: there are
+from mist.validation.replay import Answered, Source
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """All cells."""
+    """One file as one set reads it, with one choice of overrides.
 
-    cells: Sequence[Cell]
+    ``rows`` are those of the file, ``left_out`` those that the set does not score, by reason. The others are
+    ``cells``, single rows or groups of them; ``unmeasured`` ones have no figure to compare, ``predicted`` ones a
+    prediction of every figure they have, and all that are left are counted in ``problems``, by reason. ``notes`` say
+    what stands for something that conf/ does not have.
+    """
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {"cells": [asdict(cell) for cell in self.cells]}
+    name: str  # of the set
+    file: str
+    variant: str
+    rows: int
+    left_out: Mapping[str, int]
+    cells: int
+    unmeasured: int
+    predicted: int
+    problems: Mapping[str, int]
+    notes: Mapping[str, int]
 
-
-def timed_hardware(names: Sequence[str] = ()) -> dict[str, HardwareSpec]:
-    """Those devices whose operators the package has."""
-    found = {name: build(HardwareSpec, sheet("hardware", name)) for name in groups()["hardware"]}
-    timed = {name: spec for name, spec in found.items() if spec.tables and "/" not in spec.tables}
-    return {name: timed[name] for name in those(names, timed)}
-
-
-def check_names(names: Sequence[str], *known: Iterable[str]) -> None:
-    """InputError for a name that is in none of the lists."""
-    choices = tuple(name for group in known for name in group)
-    for name in names:
-        if name not in choices:
-            raise InputError("", name, "no such model, device with tables or kernels", nearest(name, choices)[:5])
-
-
-def coverage(names: Sequence[str] = ()) -> Coverage:
-    """Composes a deployment for each cell; ``names`` of models, devices and kernels choose among them."""
-    models = groups()["model"]
-    check_names(names, models, timed_hardware(), ENGINES)
-    perf = build(Measured, sheet("perf", "measured"))
-    cells = []
-    for device, hardware in timed_hardware(names).items():
-        for kernels in those(names, ENGINES):
-            engine = build(EngineProfile, sheet("engine", ENGINES[kernels]))
-            for spec, weights, degree in _served(those(names, models), hardware):
-                cell = Cell(spec.name, weights, device, kernels, degree)
-                cells.append(_composed(cell, Replica(spec, hardware, degree, engine), perf))
-    return Coverage(cells)
+    @property
+    def lines(self) -> list[str]:
+        """A sentence for everything that is not simply predicted."""
+        kinds = (
+            ("left out", "rows", self.rows, self.left_out),
+            ("not compared", "cells", self.cells, {"no figure was measured": self.unmeasured}),
+            ("not predicted", "cells", self.cells, self.problems),
+            ("note", "cells", self.cells, self.notes),
+        )
+        return [
+            f"{self.name}, {self.file}: {what}: {why} ({count} of {of} {unit})"
+            for what, unit, of, reasons in kinds
+            for why, count in reasons.items()
+            if count
+        ]
 
 
-def those(names: Sequence[str], known: Iterable[str]) -> list[str]:
-    """Those named, or all of them."""
-    return [name for name in known if name in names] or list(known)
+def coverage(sources: Sequence[Source], answered: Sequence[Answered]) -> list[Coverage]:
+    """Of every file with every variant."""
+    found: list[Coverage] = []
+    for source in sources:
+        own = [one for one in answered if one.job.file == source.file and one.job.name == source.name]
+        variants = list(dict.fromkeys(one.job.variant for one in own)) or [""]
+        found += [_of(source, variant, [one for one in own if one.job.variant == variant]) for variant in variants]
+    return found
 
 
-def _served(models: Iterable[str], hardware: HardwareSpec) -> Iterator[tuple[ModelSpec, str, int]]:
-    """Models as published and quantised, and on how many devices; none that MOST do not hold."""
-    for name in models:
-        data = sheet("model", name)
-        published = str(data.get("weight_dtype", "bf16"))
-        narrower = [dtype for dtype in QUANTISED if published == "bf16" and dtype in hardware.peaks]
-        for dtype in (published, *narrower):
-            spec = build(ModelSpec, data | {"weight_dtype": dtype})
-            degree = next((n for n in (1, 2, 4, MOST) if spec.weight_bytes / n <= WEIGHTS * hardware.memory), 0)
-            if degree:
-                yield spec, dtype, degree
-
-
-def _composed(cell: Cell, replica: Replica, perf: Measured) -> Cell:
-    try:
-        found = operators(perf.asked(replica))
-    except InputError as error:
-        return replace(cell, refused=error.why)
-    return replace(cell, transferred=tuple(_transferred(found)))
-
-
-def _transferred(found: Operators) -> Iterator[str]:
-    for name, curve in (found.local | found.group | found.head).items():
-        if curve.source == "transferred":
-            yield name
-    if any("transferred" in (layers.prompt.source, layers.decode.source) for layers in found.attention):
-        yield "latent attention"
+def _of(source: Source, variant: str, answered: Sequence[Answered]) -> Coverage:
+    measured = [one for one in answered if one.lines]
+    missing = [one for one in measured if any(line.predicted is None for line in one.lines)]
+    problems = Counter(next(line.problem for line in one.lines if line.predicted is None) for one in missing)
+    notes = Counter(one.job.cell.note for one in measured if one.job.cell.note and one not in missing)
+    unmeasured, predicted = len(answered) - len(measured), len(measured) - len(missing)
+    return Coverage(
+        source.name, source.file.name, variant, source.rows, source.left_out,
+        len(answered), unmeasured, predicted, dict(problems), dict(notes),
+    )  # fmt: skip

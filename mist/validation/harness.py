@@ -1,9 +1,9 @@
 """How each set was measured, replayed: the documented benchmark as overrides of a config, and what it comes to."""
 
-import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isinf
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,15 +12,16 @@ import numpy as np
 import pandas as pd
 
 from mist.build import build
+from mist.catalog import stamp
 from mist.compose import compose
 from mist.errors import InputError, as_typed
-from mist.kernel import Kernel
 from mist.metrics import Result
-from mist.network import Link
-from mist.perf.base import StepShape
+from mist.perf.base import StepModel, StepShape
+from mist.pool import PoolSpec
 from mist.request import Request
 from mist.scenario import Scenario
 from mist.simulate import simulate
+from mist.validation.facts import count, number
 
 Facts = dict[str, Any]
 Overrides = dict[str, str]
@@ -39,12 +40,18 @@ class Harness(Protocol):
         """Predicted values by name, SI units; ``overrides`` outrank those of the harness."""
 
 
+UNPRICED = 1.0  # $/h of a device that no list has a price for: times are compared, no dollars
+
+
 def composed(*layers: Mapping[str, str]) -> dict[str, Any]:
     """The config of these overrides; of the same address the last one counts."""
     merged: Overrides = {}
     for layer in layers:
         merged.update(layer)
-    return compose([f"{address}={value}" for address, value in merged.items()])
+    config = compose([f"{address}={value}" for address, value in merged.items()])
+    for pool in config["pools"].values():
+        config["price"]["hourly"].setdefault(pool["hardware"]["name"], UNPRICED)
+    return config
 
 
 def outcome(config: Mapping[str, Any]) -> dict[str, float]:
@@ -77,14 +84,6 @@ def _mean_gap(requests: Iterable[Request]) -> float:
     return sum(time for time, _ in pairs) / gaps if gaps else 0.0
 
 
-def number(facts: Facts, name: str) -> float:
-    """The fact as a number; InputError where it is none."""
-    try:
-        return float(facts[name])
-    except (TypeError, ValueError):
-        raise InputError(name, facts[name], "is no number") from None
-
-
 def lengths(name: str, low: float, high: float) -> Overrides:
     """Uniform lengths of a closed loop, both ends included."""
     return {f"workload.{name}.low": str(round(low)), f"workload.{name}.high": str(round(high))}
@@ -102,11 +101,11 @@ class ClosedLoopBench:
     shortest: float = 0.8
 
     def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
-        clients = round(number(facts, "concurrency"))
+        clients = count(facts, "concurrency")
         load = {"workload": "closed_loop", "workload.concurrency": str(clients)}
         load["workload.requests"] = str(clients * self.per_client)
         for name, fact in (("inputs", "input"), ("outputs", "output")):
-            longest = number(facts, fact)
+            longest = count(facts, fact)
             load |= lengths(name, max(self.shortest * longest, 1), longest)
         return outcome(composed(BENCHMARK, load, overrides))
 
@@ -117,6 +116,8 @@ class OpenLoopBench:
 
     def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
         rate = number(facts, "qps")
+        if not rate > 0:
+            raise InputError("qps", facts["qps"], "must be positive")
         load = {"workload": "all_at_once"} if isinf(rate) else {"workload": "poisson_fixed", "workload.rate": str(rate)}
         return outcome(composed(BENCHMARK, load, fixed(facts), overrides))
 
@@ -134,7 +135,7 @@ class StaticBatch:
     """``batch`` requests of fixed lengths, prefilled in one step and decoded to the end together."""
 
     def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
-        batch, prompt, answer = (round(number(facts, fact)) for fact in ("batch", "input", "output"))
+        batch, prompt, answer = (count(facts, fact) for fact in ("batch", "input", "output"))
         load = {"workload": "all_at_once", **fixed({**facts, "requests": batch}), "scheduler": "static"}
         load |= {"scheduler.max_running": str(batch), "scheduler.token_budget": str(batch * prompt)}
         load["model.context"] = str(max(prompt + answer, 4096))  # what it was made for is no limit to a benchmark
@@ -144,7 +145,7 @@ class StaticBatch:
 def fixed(facts: Facts) -> Overrides:
     """Fixed lengths, and how many requests."""
     counts = {"inputs.tokens": "input", "outputs.tokens": "output", "requests": "requests"}
-    return {f"workload.{address}": str(round(number(facts, fact))) for address, fact in counts.items()}
+    return {f"workload.{address}": str(count(facts, fact)) for address, fact in counts.items()}
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,8 @@ class StepLog:
     Facts: ``decodes`` sequences of ``decode_kv`` cached tokens each; ``chunks`` equal prompt chunks of ``tokens``
     tokens in all, with ``past`` cached tokens before them in all. A log has the mean context of a batch: the longest
     is taken for what is expected of so many contexts spread evenly over ``spread`` below to ``spread`` above the mean.
+    Of several copies of attention (``dp``) each has an engine core that logs its own steps (vLLM documentation, "Data
+    Parallel Deployment"); the others are taken to do as much.
     """
 
     spread: float = 0.0  # share of the mean
@@ -200,14 +203,29 @@ class StepLog:
             raise InputError("spread", self.spread, "must lie in [0, 1]")
 
     def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
-        (spec,) = build(Scenario, composed({"slo": "none"}, overrides)).pools.values()
-        decodes, kv = round(number(facts, "decodes")), number(facts, "decode_kv")
-        chunks, tokens, past = (round(number(facts, fact)) for fact in ("chunks", "tokens", "past"))
+        spec, stages = _engine(stamp(), tuple(overrides.items()))
+        if spec.pp > 1:
+            raise Unanswered("a step of a pipeline is several, one of each stage: which was logged is not stated")
+        decodes, kv = count(facts, "decodes", 0), number(facts, "decode_kv")
+        chunks, tokens, past = (count(facts, fact, 0) for fact in ("chunks", "tokens", "past"))
+        if not (decodes or (chunks and tokens)):
+            raise InputError("decodes", decodes, "the step holds neither a decode nor a prompt chunk")
+        if kv < 0 or chunks > tokens:
+            name, value = ("decode_kv", kv) if kv < 0 else ("chunks", chunks)
+            raise InputError(name, value, "a cache holds 0 tokens at least, and a chunk one")
         sizes = [(len(part), past // chunks) for part in np.array_split(np.arange(tokens), chunks)] if chunks else []
         longest = kv * (1 + self.spread * (decodes - 1) / (decodes + 1))  # order statistics of a uniform variate
-        shape = StepShape(decodes, round(decodes * kv), tuple(sizes), longest=round(longest))
-        (stage,) = spec.steptimes()
-        return {"step_time": stage.step_time(shape)}
+        shape = StepShape(
+            spec.dp * decodes, round(spec.dp * decodes * kv), tuple(spec.dp * sizes), longest=round(longest)
+        )
+        return {"step_time": stages[0].step_time(shape)}
+
+
+@lru_cache(64)
+def _engine(now: object, overrides: tuple[tuple[str, str], ...]) -> tuple[PoolSpec, Sequence[StepModel]]:  # noqa: ARG001
+    """The one pool of a deployment and the step times of its stages; ``now`` stands for the user's own config files."""
+    (spec,) = build(Scenario, composed({"slo": "none"}, dict(overrides))).pools.values()
+    return spec, spec.steptimes()
 
 
 @dataclass(frozen=True)
@@ -219,35 +237,11 @@ class Disaggregated:
     """
 
     def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
-        if not number(facts, "completed") > 0:
-            raise InputError("completed", facts["completed"], "no request was answered")
-        prompt = number(facts, "asked") / number(facts, "completed")
-        answer = number(facts, "answered") / number(facts, "completed")
+        completed = count(facts, "completed")
+        prompt, answer = (count(facts, fact) / completed for fact in ("asked", "answered"))
         load = {"cluster": "disaggregated", "workload": "closed_loop"}
-        load["workload.concurrency"] = str(round(number(facts, "concurrency")))
-        load["workload.requests"] = str(round(number(facts, "completed")))
-        load |= {f"{role}.replicas": str(round(number(facts, role))) for role in ("prefill", "decode")}
+        load["workload.concurrency"] = str(count(facts, "concurrency"))
+        load["workload.requests"] = str(completed)
+        load |= {f"{role}.replicas": str(count(facts, role)) for role in ("prefill", "decode")}
         load |= lengths("inputs", prompt, prompt) | lengths("outputs", answer, answer)
         return outcome(composed(BENCHMARK, load, overrides))
-
-
-@dataclass(frozen=True)
-class KvTransfer:
-    """One KV cache of ``megabytes`` over a link that nobody else uses."""
-
-    def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
-        config = composed({"cluster": "disaggregated", "slo": "none", "link": facts["link"]}, overrides)
-        spec = build(Scenario, config).link
-        assert spec is not None
-        kernel = Kernel()
-        arrived: list[float] = []
-        Link(kernel, spec).send(number(facts, "megabytes") * 1e6, lambda: arrived.append(kernel.now))
-        kernel.run()
-        return {"transfer_time": arrived[0]}
-
-
-def devices(facts: Facts) -> int:
-    """The tensor-parallel degree that ``tp`` says, as a number or within a label such as tp4_ep1."""
-    said = str(facts.get("tp", 1))
-    match = re.search(r"tp(\d+)", said)
-    return int(match.group(1)) if match else round(number({"tp": said}, "tp"))

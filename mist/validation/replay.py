@@ -1,7 +1,10 @@
 """Replay measured cells and keep what was measured beside what was predicted."""
 
+import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,9 @@ from yaml import safe_load
 
 from mist.catalog import choice_file
 from mist.errors import InputError, MistError
-from mist.validation.harness import Facts, Overrides, Unanswered, devices, number
+from mist.validation.facts import devices
+from mist.validation.harness import Facts, Overrides, Unanswered
+from mist.validation.layout import DEGREES, placed
 from mist.validation.measured import Cell, MeasuredSet, measured_sets, recognised, table_of
 
 
@@ -46,31 +51,64 @@ class Job:
 
     def compare(self) -> Iterator[Comparison]:
         """One line per metric that was measured."""
-        problem, predicted = self.cell.problem, dict[str, float]()
-        if not problem:
-            try:
-                predicted = dict(self.kind.harness.replay(self.cell.facts, self.cell.rows, self.overrides()))
-            except (Unanswered, MistError) as error:
-                problem = str(error)
+        predicted, problem = self._replayed()
         for metric, how in self.kind.metrics.items():
-            measured = self.cell.measured[metric]
+            measured, found = self.cell.measured[metric], predicted.get(how.of)
             if measured > 0:  # NaN where the file has none
+                answered = found is not None and isfinite(found) and found > 0
+                why = problem or ("" if answered else f"the replay comes to no {how.of}")
                 yield Comparison(
-                    self.name, self.file.name, self.variant, metric, measured, predicted.get(how.of), problem,
-                    self.kind.fitted_on(self.cell.facts), how.noise, self.cell.facts,
+                    self.name, self.file.name, self.variant, metric, measured, found if answered else None, why,
+                    self.kind.fitted_on(self.cell.facts) and not self.cell.note, how.noise, self.cell.facts,
                 )  # fmt: skip
 
+    def _replayed(self) -> tuple[Mapping[str, float], str]:
+        """What the cell comes to, or why it does not; a defect loses its own cell, and no other."""
+        if self.cell.problem or self.unsaid:
+            return {}, self.cell.problem or f"neither the row nor the file's name says {' or '.join(self.unsaid)}"
+        try:
+            return self.kind.harness.replay(self.cell.facts, self.cell.rows, self.overrides()), ""
+        except (Unanswered, MistError) as error:
+            return {}, str(error)
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            return {}, f"{DEFECT}: {type(error).__name__} {error} ({Path(where.filename).name}:{where.lineno})"
+
+    @property
+    def unsaid(self) -> list[str]:
+        """Which of model and device nobody says."""
+        if not (self.kind.deployed and self.kind.computed):
+            return []
+        typed = {address.rpartition(".")[2] for address in as_overrides(self.variant)}
+        return [role for role in ("model", "hardware") if role not in self.cell.facts and role not in typed]
+
     def overrides(self) -> Overrides:
-        """The deployment: the set's, the cell's and the variant's own, the later outranking the former."""
-        facts, kind = self.cell.facts, self.kind
+        """The deployment: of the set, its engine, the cell and the variant; the later outranks the former."""
+        facts, kind, typed = self.cell.facts, self.kind, as_overrides(self.variant)
         said = {str(role): str(facts[role]) for role in ("model", "hardware", "engine") if role in facts}
+        of_engine = kind.engines.get({**said, **typed}.get("engine", "").partition("_")[0], {})
         if facts.get("hardware") in kind.node:
             said["node"] = kind.node[facts["hardware"]]
-        cut = {"tp": str(devices(facts))} if "tp" in facts else {}
-        if "pp" in facts and round(number(facts, "pp")) > 1:
-            cut["pp"] = str(round(number(facts, "pp")))
-        formats = _formats(facts["model"], facts["precision"], kind.kv_dtype) if "precision" in facts else {}
-        return {**kind.overrides, **said, **cut, **formats, **as_overrides(self.variant)}
+        model, hardware = ({**said, **typed}.get(role) for role in ("model", "hardware"))
+        cut = {**{name: devices(facts, name) for name in DEGREES if name in facts}, **_degrees(typed)}
+        laid = placed(model, hardware, cut) if model and hardware and cut else {}
+        formats = _formats(model, facts["precision"], kind.kv_dtype) if model and "precision" in facts else {}
+        limits = _limits({**kind.overrides, **of_engine}, int(laid.get("dp", "1")))
+        return {**limits, **laid, **said, **formats, **typed}
+
+
+DEFECT = "a defect of MIST, which should be reported"
+
+
+def _limits(overrides: Overrides, copies: int) -> Overrides:
+    """A set's overrides; the limits of a step are each copy's of attention, and together a replica's here (vLLM
+    documentation, "Data Parallel Deployment")."""
+    several = {"scheduler.token_budget", "scheduler.max_running"} if copies > 1 else set()
+    return {name: str(copies * int(value)) if name in several else value for name, value in overrides.items()}
+
+
+def _degrees(typed: Overrides) -> dict[str, int]:
+    return {name: int(typed[name]) for name in DEGREES if typed.get(name, "").isdigit()}
 
 
 def as_overrides(variant: str) -> Overrides:
@@ -104,23 +142,44 @@ def files(path: Path) -> list[Path]:
     return found
 
 
-def jobs(path: Path, variants: Sequence[str]) -> tuple[list[Job], list[Path]]:
-    """What there is to replay at ``path``, and the files that no set describes."""
-    sets, found, foreign = measured_sets(), list[Job](), list[Path]()
+@dataclass(frozen=True)
+class Source:
+    """A file that a set describes: how many ``rows`` it has, and how many of them are no cells, by reason."""
+
+    name: str  # of the set
+    file: Path
+    rows: int
+    left_out: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A job and its comparisons; none where its cell has no figure."""
+
+    job: Job
+    lines: Sequence[Comparison]
+
+
+def jobs(path: Path, variants: Sequence[str]) -> tuple[list[Job], list[Source], list[Path]]:
+    """What there is to replay at ``path``, the files it is in, and those that no set describes."""
+    sets, found, sources, foreign = measured_sets(), list[Job](), list[Source](), list[Path]()
     for file in files(path):
         name = recognised(file, sets)
         if name is None:
             foreign.append(file)
             continue
-        cells = list(sets[name].cells(table_of(file), file.stem))
+        table = table_of(file)
+        left_out = Counter(str(reason) for reason in sets[name].left_out(table) if reason)
+        sources.append(Source(name, file, len(table), dict(left_out)))
+        cells = list(sets[name].cells(table, file.stem))
         found.extend(Job(name, sets[name], file, cell, variant) for variant in variants for cell in cells)
-    return found, foreign
+    return found, sources, foreign
 
 
-def replayed(work: Sequence[Job], each: Callable[[Job], None] = lambda _job: None) -> list[Comparison]:
-    """All comparisons; ``each`` is called before every cell."""
-    compared: list[Comparison] = []
+def replayed(work: Sequence[Job], each: Callable[[Job], None] = lambda _job: None) -> list[Answered]:
+    """All comparisons by job; ``each`` is called before every cell."""
+    answered: list[Answered] = []
     for job in work:
         each(job)
-        compared.extend(job.compare())
-    return compared
+        answered.append(Answered(job, list(job.compare())))
+    return answered

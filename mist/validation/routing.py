@@ -11,7 +11,8 @@ from mist.errors import InputError
 from mist.metrics import Result
 from mist.scenario import Scenario
 from mist.simulate import serve
-from mist.validation.harness import Facts, Overrides, Unanswered, composed, number
+from mist.validation.facts import number
+from mist.validation.harness import Facts, Overrides, Unanswered, composed
 from mist.workload.content import SessionTurns
 from mist.workload.traffic import Traffic
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mist.errors import InputError, MistError
+from mist.validation.coverage import Coverage, coverage
 from mist.validation.effect import refuse_idle
 from mist.validation.harness import Overrides, composed
 from mist.validation.measured import MeasuredSet, measured_sets
@@ -15,12 +16,13 @@ from mist.validation.score import Score, scored
 
 @dataclass(frozen=True)
 class Validation:
-    """What was compared and how it scored; ``foreign`` files belong to no set."""
+    """What was compared and how it scored, and what became of every row; ``foreign`` files belong to no set."""
 
     compared: Sequence[Comparison]
     scores: Sequence[Score]
     foreign: Sequence[Path]
     sets: Mapping[str, MeasuredSet]
+    coverage: Sequence[Coverage] = ()
 
     @property
     def problems(self) -> list[str]:
@@ -30,7 +32,8 @@ class Validation:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        unscored = {"foreign": [file.name for file in self.foreign], "problems": self.problems}
+        unscored: dict[str, Any] = {"foreign": [file.name for file in self.foreign], "problems": self.problems}
+        unscored |= {"coverage": [asdict(one) for one in self.coverage]}
         return {"scores": [asdict(score) for score in self.scores], **unscored}
 
 
@@ -42,12 +45,14 @@ def validate(path: Path, variants: Sequence[str] = ("",)) -> Validation:
     """
     for variant in variants:
         check_overrides(as_overrides(variant))
-    work, foreign = jobs(path, list(dict.fromkeys(variants)))
-    if not work:
+    work, sources, foreign = jobs(path, list(dict.fromkeys(variants)))
+    if not sources:
         raise InputError("", path, "no set of conf/validation describes what is there")
     _refuse_idle(work)
-    compared, sets = replayed(work), measured_sets()
-    return Validation(compared, scored(compared, {name: kind.slices for name, kind in sets.items()}), foreign, sets)
+    answered, sets = replayed(work), measured_sets()
+    compared = [line for one in answered for line in one.lines]
+    scores = scored(compared, {name: kind.slices for name, kind in sets.items()})
+    return Validation(compared, scores, foreign, sets, coverage(sources, answered))
 
 
 def _refuse_idle(work: Sequence[Job]) -> None:

@@ -18,7 +18,8 @@ from mist.perf.retrieval.hnsw import Hnsw
 from mist.units import Bytes
 from mist.validation.closed import answered
 from mist.validation.embedding import sheet
-from mist.validation.harness import Facts, Overrides, Unanswered, number
+from mist.validation.facts import number
+from mist.validation.harness import Facts, Overrides, Unanswered
 from mist.validation.measured import Cell, measured_sets
 
 EF = ("ef", "ef_search", "efSearch", "hnsw_ef", "num_candidates")  # the databases' names for it

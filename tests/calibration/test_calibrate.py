@@ -97,7 +97,9 @@ def fitted(several):
 
 def test_scalars_that_made_a_benchmark_are_found_again(fitted):
     answer = fitted
-    for one in answer.estimates:
+    estimates = {one.name: one for one in answer.estimates}
+    assert estimates.pop("launch_time").value == 0
+    for one in estimates.values():
         assert one.low is not None, one
         assert one.value == pytest.approx(TRUE[one.name], rel=0.05), one
     after = [score for score in answer.scores if score.variant == AFTER]
@@ -105,7 +107,9 @@ def test_scalars_that_made_a_benchmark_are_found_again(fitted):
 
 
 def test_confidence_intervals_hold_the_truth_under_noise(several):
-    for one in calibrate(several(noise=0.2), OWN).estimates:
+    estimates = {one.name: one for one in calibrate(several(noise=0.2), OWN).estimates}
+    assert estimates.pop("launch_time").value == 0
+    for one in estimates.values():
         assert one.low <= TRUE[one.name] <= one.high, one
 
 

@@ -22,8 +22,8 @@ from mist.perf.tables.gemm import gemm
 from mist.perf.tables.grouped import Law, Shape, Timed, suffices, transferred
 from mist.perf.tables.latent import latent_attention
 from mist.simulate import serve
-from mist.validation.coverage import coverage
-from mist.validation.left_out import left_out
+from mist.validation.tables_coverage import coverage
+from mist.validation.tables_left_out import left_out
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the operator tables are not published for Windows")
 

@@ -11,7 +11,7 @@ import yaml
 
 from mist.cli import main
 from mist.errors import InputError
-from mist.validation.harness import devices
+from mist.validation.facts import devices
 from mist.validation.measured import measured_sets, recognised
 from mist.validation.names import known, named_in
 from mist.validation.replay import Comparison, as_overrides

@@ -33,6 +33,10 @@ class Curve(NamedTuple):
             return "extrapolated"
         return "interpolated" if self.source == "measured" and count not in self.x else self.source
 
+    def at_least(self, seconds: float) -> "Curve":
+        """No less than so many seconds, whatever was timed."""
+        return self._replace(y=tuple(max(y, seconds) for y in self.y))
+
     def times(self, factor: float, per: float = 1.0) -> "Curve":
         """``factor`` such operators, of ``per`` units for each one counted."""
         end = (self.end or self.x[-1]) / per

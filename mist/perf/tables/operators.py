@@ -76,12 +76,23 @@ def operators(asked: Asked) -> Operators:
     if model.sparse_layers:
         local["router"] = gemm(system, "bf16", model.experts, model.hidden).times(model.sparse_layers)
         cut = Cut(replica.group // replica.ep, replica.ep, asked.distribution)
-        group["experts"] = experts(system, replica.hardware, model, cut).times(model.sparse_layers)
+        routed = experts(system, replica.hardware, model, cut).at_least(_experts_read(replica))
+        group["experts"] = routed.times(model.sparse_layers)
     _collectives(system, asked, local, group)
     head = _head(system, asked) if model.kind == "decoder" else {}
     bandwidth = replica.hardware.memory_bandwidth * asked.bandwidth_efficiency
     scan = linear_attention(system, replica, bandwidth, asked.kernel_time) if model.linear_layers else None
     return Operators(local, group, head, attention, scan)
+
+
+def _experts_read(replica: Replica) -> float:
+    """Seconds to read one token's experts from memory: timed over and over, those of a few tokens stay in L2 (96 MB on
+    an L40S), and in a model every layer has its own."""
+    model = replica.model
+    read = (
+        model.experts_per_token * model.expert_parameters * BYTES_PER_ELEMENT[model.expert_dtype or model.weight_dtype]
+    )
+    return read / replica.group / replica.hardware.memory_bandwidth
 
 
 def _attention(system: System, asked: Asked) -> tuple[Layers, ...]:

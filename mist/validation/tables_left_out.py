@@ -14,8 +14,8 @@ from mist.perf.tables.curve import Floats
 from mist.perf.tables.files import System
 from mist.perf.tables.grouped import STORED, Law, Shape, Timed, law, suffices, transferred
 from mist.perf.tables.timings import shapes, usual
-from mist.validation.coverage import ENGINES, check_names, those, timed_hardware
 from mist.validation.embedding import sheet
+from mist.validation.tables_coverage import ENGINES, check_names, those, timed_hardware
 
 GROUPS = (1, 2, 4, 8)  # that the experts of a shape are spread over
 MOST = 8  # devices of a group
