@@ -1,7 +1,7 @@
 """Automatic prefix caching: full KV blocks are found again by what they hold."""
 
 from collections import OrderedDict
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass
 from itertools import islice, takewhile
 
@@ -202,51 +202,62 @@ class PrefixPool(BlockPool):
         """So many blocks from the front of the free list."""
         if count <= 0:
             return
-        table, refs, blank = request.table, self._refs, self._blank
-        most = len(table) + count
-        while blank and len(table) < most:
-            table.append(blank.pop())
-            refs[table[-1]] = 1
-        if len(table) < most and (unused := min(most - len(table), self.total - len(refs))):
-            table += range(len(refs), len(refs) + unused)
-            refs += [1] * unused
-            self._content += [None] * unused
-        while len(table) < most:
-            block, _ = self._free.popitem(last=False)
-            self._forget(block, self._content[block])
+        taken = self._unused(count)
+        if oldest := [self._free.popitem(last=False)[0] for _ in range(count - len(taken))]:
+            self._forget(oldest)
+            taken += oldest
+        refs = self._refs
+        for block in taken:
             refs[block] = 1
-            table.append(block)
+        request.table += taken
         self.used += count
         if self.used > self.peak:  # noqa: PLR1730 - in the innermost loop
             self.peak = self.used
 
-    def _forget(self, block: int, content: Hashable) -> None:
-        """A block's content can be hit there no longer."""
-        copies = self._copies.get(content)
-        if copies is None:
-            del self._cached[content]
-        elif block in copies:
+    def _unused(self, count: int) -> list[int]:
+        """At most so many blocks without content, off the free list."""
+        blank, refs = self._blank, self._refs
+        taken = [blank.pop() for _ in range(min(count, len(blank)))]
+        if more := min(count - len(taken), self.total - len(refs)):
+            taken += range(len(refs), len(refs) + more)
+            refs += [0] * more
+            self._content += [None] * more
+        return taken
+
+    def _forget(self, blocks: Iterable[int]) -> None:
+        """What these hold can be hit there no longer."""
+        contents, cached, copies = self._content, self._cached, self._copies
+        for block in blocks:
+            content, contents[block] = contents[block], None
+            if copies and content in copies:
+                self._pass_on(block, content)
+            else:
+                del cached[content]
+        self._version += 1
+
+    def _pass_on(self, block: int, content: Hashable) -> None:
+        """A content of several blocks is no longer this one's."""
+        copies = self._copies[content]
+        if block in copies:
             del copies[block]
         else:
             self._cached[content] = following = next(iter(copies))
             del copies[following]
-        if copies is not None and not copies:
+        if not copies:
             del self._copies[content]
-        self._content[block] = None
-        self._version += 1
 
     def _register(self, request: Request, first: int, last: int) -> None:
         """Blocks from ``first`` on, up to but without ``last``, are full: others may find what they hold."""
         if first >= last:
             return
-        keys, table, contents, cached = self._keys(request, last), request.table, self._content, self._cached
-        for index in range(first, last):
-            block, content = table[index], keys[index]
+        contents, cached = self._content, self._cached
+        filled = zip(request.table[first:last], self._keys(request, last)[first:last], strict=True)
+        for block, content in filled:
             contents[block] = content
             holder = cached.setdefault(content, block)
             if holder != block:
                 self._copies.setdefault(content, {})[block] = None
-        self._version += last - first
+        self._version += 1
 
     def _count(self) -> None:
         self.used = len(self._refs) - len(self._blank) - len(self._free)

@@ -1,6 +1,6 @@
 """KV pools of a replica that fetches blocks from tiers behind its device."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from mist.memory.pool import BlockPool
 from mist.memory.prefix import PrefixPool
@@ -178,10 +178,15 @@ class TieredPool(PrefixPool):
             self.kept([content for content in known if content is not None])
         return super().detach(request)
 
-    def _forget(self, block: int, content: Hashable) -> None:
-        if self.evicted is not None and content not in self._copies:
-            self.evicted(content)
-        super()._forget(block, content)
+    def _forget(self, blocks: Iterable[int]) -> None:
+        if self.evicted is None:
+            super()._forget(blocks)
+            return
+        for block in blocks:
+            content = self._content[block]
+            if content not in self._copies:
+                self.evicted(content)
+            super()._forget((block,))
 
 
 class PassagePool(TieredPool):
