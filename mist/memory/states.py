@@ -48,10 +48,11 @@ class StatePool(PrefixPool):
                 break  # the states before it were let go earlier
         return super().detach(request)
 
-    def _register(self, request: Request, index: int) -> None:
-        super()._register(request, index)
+    def _register(self, request: Request, first: int, last: int) -> None:
+        super()._register(request, first, last)
         if request.joined >= 0:  # a step of one token ends where the block does
-            self._keep(self.key(request, index))
+            for index in range(first, last):
+                self._keep(self.key(request, index))
 
     def _lookup(self, request: Request) -> list[int]:
         chain = super()._lookup(request)
@@ -86,10 +87,15 @@ class StatePool(PrefixPool):
             if piece in self._cached:
                 self._free.move_to_end(self._cached[piece])
                 continue
-            block = self._front()
-            content = self._content[block]
-            if content is not None:
-                self._forget(block, content)
+            block = self._vacant()
             self._content[block], self._cached[piece] = piece, block
             self._free[block] = None
         self._version += 1
+
+    def _vacant(self) -> int:
+        """A block off the front of the free list, without its content."""
+        if unused := self._unused(1):
+            return unused[0]
+        block, _ = self._free.popitem(last=False)
+        self._forget((block,))
+        return block
