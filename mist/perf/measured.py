@@ -102,7 +102,7 @@ class MeasuredSteps:
         elif drafted:
             time += self._verification(decodes, context, drafted)
         elif decodes:
-            time += self._decoding(decodes, context, longest)
+            time += self._decoding(decodes, context, longest, 0 if chunks else self._computed(decodes))
         rows = decodes + len(chunks)
         if drafted:
             time -= drafted * self._engine.request_overhead
@@ -114,7 +114,8 @@ class MeasuredSteps:
         prompts, busiest = self._fullest(shape.chunks)
         time = self._engine.step_overhead + self._prompts(busiest)
         time += self._engine.mixed_overhead if shape.chunks else 0.0
-        time += self._decoding(decodes, context, shape.longest) if decodes else 0.0
+        launched = 0 if shape.chunks else self._computed(decodes)
+        time += self._decoding(decodes, context, shape.longest, launched) if decodes else 0.0
         time += self._spread(decodes + prompts, shape.tokens)
         return time + self._head[-(-shape.requests // self._dp)]
 
@@ -141,12 +142,12 @@ class MeasuredSteps:
         share, cached = self._share(decodes, context) if self._dp > 1 else (decodes, float(context))
         linear = self._spread(share, decodes) if self._dp > 1 else self._linear[decodes]
         first = self._engine.step_overhead + linear + self._head[share]
-        slope, steps = 0.0, inf
+        slope, steps, launched = 0.0, inf, 0 if shared else self._computed(share)
         if shared:
             first += self._prefix(decodes, shared) + self._engine.cascade_overhead
         for kind in self._kinds:
             apart = 0 if kind.windowed else shared
-            time, own, left = kind.stretch(share, cached - share * apart, max(longest - apart, 0))
+            time, own, left = kind.stretch(share, cached - share * apart, max(longest - apart, 0), launched)
             first, slope = first + time, slope + own
             steps = min(steps, left)
         return Stretch(steps, first, slope)
@@ -166,8 +167,9 @@ class MeasuredSteps:
             )
             for name, curve in curves.items()
         ]
+        launched = 0 if shape.chunks or shape.drafted or shape.shared else self._computed(decodes)
         for kind in self._kinds:
-            parts.extend(kind.explain(decodes, context, prompts, shape.drafted, shape.longest))
+            parts.extend(kind.explain(decodes, context, prompts, shape.drafted, shape.longest, launched))
         whole = self.step_time(shape)
         named = sum(part.seconds for part in parts)
         return (*parts, Explained("engine overheads", whole - named, "fitted"))
@@ -183,10 +185,11 @@ class MeasuredSteps:
                 time += kind.prompts(chunks)
         return time
 
-    def _decoding(self, decodes: int, context: float, longest: int) -> float:
+    def _decoding(self, decodes: int, context: float, longest: int, launched: int) -> float:
+        """``launched``: of the CUDA graph that a step without prompts replays (0: none is)."""
         time = 0.0
         for kind in self._kinds:
-            time += kind.decode(decodes, context, longest)
+            time += kind.decode(decodes, context, longest, launched)
         return time
 
     def _cascade(self, decodes: int, context: float, longest: int, shared: int) -> float:

@@ -84,14 +84,15 @@ def operators(asked: Asked) -> Operators:
 
 def _attention(system: System, asked: Asked) -> tuple[Layers, ...]:
     replica = asked.replica
-    model, tp, memory = replica.model, replica.tp, (replica.hardware.memory_bandwidth, asked.bandwidth_efficiency)
+    model, tp, hardware = replica.model, replica.tp, replica.hardware
+    device = (hardware.memory_bandwidth, asked.bandwidth_efficiency, hardware.multiprocessors)
     if model.kv_latent and model.attention_layers:
         latent = latent_attention(system, model, max(1, model.heads // tp))
         return (Layers(model.attention_layers, 0, latent.prompt, latent.decode, latent.module),)
     heads = Heads(model.heads // tp, max(1, model.kv_heads // tp), model.head_dim, model.kv_dtype)
     kinds = [(model.attention_layers - model.window_layers, 0), (model.window_layers, model.window)]
     return tuple(
-        Layers(count, window, prompt_attention(system, heads, window), decode_attention(system, heads, window, *memory))
+        Layers(count, window, prompt_attention(system, heads, window), decode_attention(system, heads, window, *device))
         for count, window in kinds
         if count
     )

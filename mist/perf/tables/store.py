@@ -106,8 +106,8 @@ def _scan(plain: Any) -> Scan:
 
 
 def _grid(plain: Any) -> Grid:
-    batches, lengths, seconds, longest, source, uneven = plain
-    return Grid(tuple(batches), tuple(lengths), tuple(map(tuple, seconds)), tuple(longest), source, uneven)
+    batches, lengths, seconds, longest, source, uneven, slots = plain
+    return Grid(tuple(batches), tuple(lengths), tuple(map(tuple, seconds)), tuple(longest), source, uneven, slots)
 
 
 def _save(path: Path, found: Operators) -> None:
