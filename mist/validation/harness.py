@@ -3,7 +3,7 @@
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isinf
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from mist.perf.base import StepShape
 from mist.request import Request
 from mist.scenario import Scenario
 from mist.simulate import simulate
+from mist.validation.memoryless import memoryless
 
 Facts = dict[str, Any]
 Overrides = dict[str, str]
@@ -113,12 +114,23 @@ class ClosedLoopBench:
 
 @dataclass(frozen=True)
 class OpenLoopBench:
-    """``requests`` requests of fixed lengths, Poisson at ``qps``; all at once where that is infinite."""
+    """``requests`` requests of fixed lengths, Poisson at ``qps``; all at once where that is infinite.
+
+    Lengths differ where the pair of means is one of ``drawn`` ("input/output": the longest, in tokens): they are
+    drawn without memory (memoryless.py).
+    """
+
+    drawn: Mapping[str, int] = field(default_factory=dict)
 
     def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
         rate = number(facts, "qps")
         load = {"workload": "all_at_once"} if isinf(rate) else {"workload": "poisson_fixed", "workload.rate": str(rate)}
-        return outcome(composed(BENCHMARK, load, fixed(facts), overrides))
+        config = composed(BENCHMARK, load, fixed(facts), overrides)
+        means = {name: round(number(facts, fact)) for name, fact in (("inputs", "input"), ("outputs", "output"))}
+        longest = self.drawn.get("/".join(map(str, means.values())))
+        if longest:
+            config["workload"].update({name: memoryless(mean, longest) for name, mean in means.items()})
+        return outcome(config)
 
 
 @dataclass(frozen=True)
