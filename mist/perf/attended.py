@@ -34,9 +34,7 @@ class Attention:
         """
         return self.stretch(decodes, context, longest, launched)[0]
 
-    def stretch(
-        self, decodes: int, context: float, longest: int = 0, launched: int = 0
-    ) -> tuple[float, float, float]:
+    def stretch(self, decodes: int, context: float, longest: int = 0, launched: int = 0) -> tuple[float, float, float]:
         """``decode``, seconds that each further step adds, and the steps for which it is that many."""
         row, lengths = self._rows.get((decodes, launched)) or self._row(decodes, launched), self._lengths
         if longest and self.uneven:
@@ -82,7 +80,7 @@ class Attention:
         return max(self.decode(1, shared - 1), self._count * decodes * shared * self._pair)
 
     def explain(
-        self, decodes: int, context: float, chunks: Chunks, drafted: int, longest: int, launched: int
+        self, decodes: int, context: float, chunks: Chunks, *, drafted: int, longest: int, launched: int
     ) -> Iterator[Explained]:
         """The parts of a step, and how they are known."""
         name = f"window {self._window} " if self._window else ""

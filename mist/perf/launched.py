@@ -22,8 +22,10 @@ def launched(times: Callable[[Replica], CascadeSteps], replica: Replica, factor:
 
 
 def _waiting(replica: Replica) -> EngineProfile:
-    """With what the devices of a replica wait for each other in a step, at its all-reduces: two a layer, but for those of
-    experts that other copies of attention share."""
+    """With what the devices of a replica wait for each other in a step.
+
+    It has two all-reduces a layer, but for those of experts that other copies of attention share.
+    """
     engine, model = replica.engine, replica.model
     if replica.tp == 1 or not engine.collective_wait:
         return engine

@@ -168,8 +168,9 @@ class MeasuredSteps:
             for name, curve in curves.items()
         ]
         launched = 0 if shape.chunks or shape.drafted or shape.shared else self._computed(decodes)
+        more = {"drafted": shape.drafted, "longest": shape.longest, "launched": launched}
         for kind in self._kinds:
-            parts.extend(kind.explain(decodes, context, prompts, shape.drafted, shape.longest, launched))
+            parts.extend(kind.explain(decodes, context, prompts, **more))
         whole = self.step_time(shape)
         named = sum(part.seconds for part in parts)
         return (*parts, Explained("engine overheads", whole - named, "fitted"))

@@ -26,7 +26,11 @@ class Scanned:
         return self._decode[decodes]
 
     def stretch(
-        self, decodes: int, context: float, longest: int = 0, launched: int = 0  # noqa: ARG002
+        self,
+        decodes: int,
+        context: float,  # noqa: ARG002
+        longest: int = 0,  # noqa: ARG002
+        launched: int = 0,  # noqa: ARG002
     ) -> tuple[float, float, float]:
         """``decode``, which no further step changes."""
         return self._decode[decodes], 0.0, inf
@@ -46,7 +50,14 @@ class Scanned:
         return self._row(float(decodes), -(-drafted // decodes) + 1)
 
     def explain(
-        self, decodes: int, context: float, chunks: Chunks, drafted: int, longest: int, launched: int  # noqa: ARG002
+        self,
+        decodes: int,
+        context: float,
+        chunks: Chunks,
+        *,
+        drafted: int,
+        longest: int,  # noqa: ARG002
+        launched: int,  # noqa: ARG002
     ) -> Iterator[Explained]:
         """The parts of a step, and how they are known."""
         if chunks:

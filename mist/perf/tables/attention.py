@@ -25,17 +25,13 @@ class Heads(NamedTuple):
     kv_dtype: str
 
 
-def decode_attention(
-    system: System, heads: Heads, window: int, bandwidth: float, share: float, multiprocessors: int = 0
-) -> Grid:
+def decode_attention(system: System, heads: Heads, window: int, bandwidth: float, share: float) -> Grid:
     """Seconds of one layer by sequences and tokens each attends to, its own included.
 
     ``bandwidth`` is the memory's in bytes/s, and ``share`` what a kernel reaches of it whose timings beat it.
-    ``multiprocessors`` (0: not known) share the KV heads among them, where the kernel waits for its longest sequence.
     """
     token_time = 2 * heads.kv * heads.size * BYTES_PER_ELEMENT[heads.kv_dtype] / bandwidth
-    found = _of(system, heads, window, "generation_attention_perf", lambda grid: from_memory(grid, token_time, share))
-    return found._replace(slots=multiprocessors / heads.kv) if found.uneven else found
+    return _of(system, heads, window, "generation_attention_perf", lambda grid: from_memory(grid, token_time, share))
 
 
 def prompt_attention(system: System, heads: Heads, window: int) -> Grid:

@@ -19,7 +19,9 @@ class Grid(NamedTuple):
     longest: tuple[float, ...]  # by batch: the greatest length measured
     source: Source = "measured"
     uneven: bool = False  # whether the kernel waits for its longest sequence
-    slots: float = 0.0  # sequences that the device's multiprocessors take at once, whole; 0: not known, or of no account
+    slots: float = (
+        0.0  # sequences that the device's multiprocessors take at once, whole; 0: not known, or of no account
+    )
 
     def source_at(self, batch: float, length: float) -> Source:
         """How the time of ``batch`` sequences of ``length`` tokens each is known."""
@@ -30,8 +32,11 @@ class Grid(NamedTuple):
         return "interpolated" if self.source == "measured" and not on_grid else self.source
 
     def row(self, batch: float, launched: float = 0) -> tuple[float, ...]:
-        """Seconds over ``lengths`` of a batch of this size, linear in it; where the multiprocessors are counted, in what
-        the busiest of them has to read. ``launched`` (0: ``batch``) is the batch that the kernel is launched for."""
+        """Seconds over ``lengths`` of a batch of this size, linear in it.
+
+        Where the multiprocessors are counted it is linear in what the busiest of them has to read. ``launched``
+        (0: ``batch``) is the batch that the kernel is launched for.
+        """
         at = min(max(bisect_right(self.batches, batch) - 1, 0), len(self.batches) - 2)
         low, high = self.batches[at], self.batches[at + 1]
         if self.slots and self.turn(low) < self.turn(high):
