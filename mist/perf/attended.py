@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from math import ceil, floor, inf
+from math import ceil, floor, inf, sqrt
 
 from mist.perf.base import Explained
 from mist.perf.tables.operators import Layers
@@ -28,9 +28,10 @@ class Attention:
     def decode(self, decodes: int, context: float, longest: int = 0, launched: int = 0) -> float:
         """One token of each of ``decodes`` sequences, which hold ``context`` tokens together.
 
-        A kernel that splits every cache into as many parts is done when the ``longest`` (0: not known) is; where a
-        multiprocessor takes whole sequences in turn, when one has read the longest and its others, which are taken for
-        the mean. ``launched`` is the batch of the CUDA graph that is replayed (0: none is).
+        A kernel that splits every cache into as many parts is done when the ``longest`` (0: not known) is. Where
+        multiprocessors take whole sequences in turn, the busiest reads more than its share as the sum of so many
+        unequal ones strays from its mean: by the square root of their number. ``launched`` is the batch of the CUDA
+        graph that is replayed (0: none is).
         """
         return self.stretch(decodes, context, longest, launched)[0]
 
@@ -38,8 +39,7 @@ class Attention:
         """``decode``, seconds that each further step adds, and the steps for which it is that many."""
         row, lengths = self._rows.get((decodes, launched)) or self._row(decodes, launched), self._lengths
         if longest and self.uneven:
-            turns = self._turns(decodes)
-            context = (decodes * longest + (turns - 1) * context) / turns
+            context += (decodes * longest - context) / sqrt(self._turns(decodes))
         tokens = context + decodes
         seen = tokens / decodes
         at = bisect_right(lengths, seen) - 1
