@@ -33,7 +33,8 @@ class HardwareSpec:
     power: Watts  # at full load
     idle_power: Watts  # with no process on the device
     cores: int = 0  # of a CPU, over which its peaks are spread; an accelerator is not shared by the core
-    multiprocessors: int = 0  # of a GPU whose engines have FlashAttention kernels; 0: not known, or of no account
+    multiprocessors: int = 0  # of a GPU that attention kernels are cut for; 0: not known, or of no account
+    generated_attention: bool = False  # engines decode with TensorRT-LLM's generated kernels, not with FlashAttention
     tables: str = ""  # of operators timed on it: a folder of the package's, a path with / of yours; empty: none
 
     def __post_init__(self) -> None:

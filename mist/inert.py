@@ -23,7 +23,7 @@ from mist.tiers.spec import tiers_of
 from mist.topology import Topology
 
 # of an engine, in the time of its steps
-OVERHEADS = ("step_overhead", "request_overhead", "mixed_overhead", "launch_time")
+OVERHEADS = ("step_overhead", "request_overhead", "mixed_overhead", "launch_time", "collective_wait")
 TIMED = ("kernels", "captured_tokens", "allreduce")  # of an engine, where its kernels were timed
 
 
@@ -90,7 +90,9 @@ def _node(override: Override, scenario: Scenario) -> str:
     pools, option = _spoken_to(override, scenario)
     if option == ["node", "host_speed"] and not any(map(_launches, pools)):
         engine = pools[0].engine
-        if engine.launch_time:
+        if engine.collective_wait and not isinstance(pools[0].perf, Profile):
+            return "one device waits for no other; tp=2 would use it"
+        if engine.launch_time or engine.collective_wait:
             return "a step log (perf=profile) holds what its host took already"
         return f"{engine.name} {engine.version} replays CUDA graphs; engine.launch_time=300us would use it"
     if isinstance(scenario.network, Topology):  # its replicas leave their nodes by the nodes' ports
@@ -115,7 +117,8 @@ def _uses_node(spec: PoolSpec) -> bool:
 
 def _launches(spec: PoolSpec) -> bool:
     """Whether the times depend on how fast a host launches kernels."""
-    return bool(spec.engine.launch_time) and not isinstance(spec.perf, Profile)
+    engine = spec.engine
+    return bool(engine.launch_time or (engine.collective_wait and spec.tp > 1)) and not isinstance(spec.perf, Profile)
 
 
 def _priority(override: Override, scenario: Scenario) -> str:
@@ -186,6 +189,8 @@ def _engine(override: Override, scenario: Scenario) -> str:
     if option[1] in TIMED:
         return _timed(option[1], pools)
     logged = all(isinstance(spec.perf, Profile) for spec in pools)
+    if option[1] == "collective_wait" and not logged and all(spec.tp == 1 for spec in pools):
+        return "one device waits for no other; tp=2 would use it"
     return "a step log (perf=profile) holds the engine's overheads already" if logged else ""
 
 

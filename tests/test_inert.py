@@ -51,6 +51,11 @@ from mist.simulate import simulate
             ["perf=measured", "engine.allreduce=apart", "hardware=a100", "tp=4"],
             "apart: has no effect: 4 x a100 have no kernel that sums and normalises in one; 4 x h100 have",
         ),
+        (["engine.collective_wait=9us"], "9us: has no effect: one device waits for no other; tp=2 would use it"),
+        (
+            ["engine=trtllm_0_17", "node.host_speed=0.5"],
+            r"host_speed = 0\.5: has no effect: one device waits for no other; tp=2 would use it",
+        ),
         (["perf=roofline", "perf.expert_skew=0.5"], r"perf\.expert_skew = 0\.5: has no effect: .* ep > 1"),
         (
             ["scheduler=guaranteed_no_evict", "preemption=swap"],

@@ -105,6 +105,8 @@ def no_cascade(replica: Replica, perf: PerfModel, *, prefix_caching: bool, role:
         return "it is modelled on one pipeline stage and one copy of attention, without speculation"
     if model.kv_latent or model.window_layers == model.layers:
         return f"the engine has no such kernel for the attention of {model.name} (latent, or windows only)"
+    if replica.hardware.generated_attention:
+        return f"the engine has no such kernel for {replica.hardware.name} (hardware.generated_attention is true)"
     if not replica.hardware.multiprocessors:
         return f"the engine has no such kernel for {replica.hardware.name} (hardware.multiprocessors is not given)"
     if isinstance(perf, Profile):

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from math import floor, inf
+from math import ceil, floor, inf, sqrt
 
 from mist.perf.base import Explained
 from mist.perf.tables.operators import Layers
@@ -23,25 +23,30 @@ class Attention:
         self._lengths, self._prompt_lengths = layers.decode.lengths, layers.prompt.lengths
         self._last = len(self._lengths) - 2  # interval
         self.uneven = layers.uneven
-        self._rows: dict[int, tuple[float, ...]] = {}
+        self._rows: dict[tuple[int, int], tuple[float, ...]] = {}
         self._prompt_rows: dict[int, tuple[float, ...]] = {}
         self._whole: dict[int, float] = {}  # s, of prompts alone by their tokens
         longest = layers.prompt.lengths[-2]
         self._pair = layers.prompt.row(1)[-2] / self._pairs(int(longest), 0)  # s per query-key pair at full speed
         self._pass = self._one_pass() if layers.prompt.whole else (0.0, 0.0)
 
-    def decode(self, decodes: int, context: float, longest: float = 0) -> float:
+    def decode(self, decodes: int, context: float, longest: float = 0, launched: int = 0) -> float:
         """One token of each of ``decodes`` sequences, which hold ``context`` tokens together.
 
-        A kernel that splits every cache into as many parts is done when the ``longest`` (0: not known) is.
+        A kernel that splits every cache into as many parts is done when the ``longest`` (0: not known) is. Where
+        multiprocessors take whole sequences in turn, the busiest reads more than its share as the sum of so many
+        unequal ones strays from its mean: by the square root of their number. ``launched`` is the batch of the CUDA
+        graph that is replayed (0: none is).
         """
-        return self.stretch(decodes, context, longest)[0]
+        return self.stretch(decodes, context, longest, launched)[0]
 
-    def stretch(self, decodes: int, context: float, longest: float = 0) -> tuple[float, float, float]:
+    def stretch(
+        self, decodes: int, context: float, longest: float = 0, launched: int = 0
+    ) -> tuple[float, float, float]:
         """``decode``, seconds that each further step adds, and the steps for which it is that many."""
-        row, lengths = self._rows.get(decodes) or self._row(decodes), self._lengths
+        row, lengths = self._rows.get((decodes, launched)) or self._row(decodes, launched), self._lengths
         if longest and self.uneven:
-            context = decodes * longest
+            context += (decodes * longest - context) / sqrt(self._turns(decodes))
         tokens = context + decodes
         seen = tokens / decodes
         at = bisect_right(lengths, seen) - 1
@@ -87,7 +92,9 @@ class Attention:
         source = self._layers.decode.source_at(1, shared) if time == reading else "extrapolated"
         return Explained("common prefix attention", time, source)
 
-    def explain(self, decodes: int, context: float, chunks: Chunks, drafted: int, longest: int) -> Iterator[Explained]:
+    def explain(
+        self, decodes: int, context: float, chunks: Chunks, *, drafted: int, longest: int, launched: int
+    ) -> Iterator[Explained]:
         """The parts of a step, and how they are known."""
         name = f"window {self._window} " if self._window else ""
         if chunks:
@@ -97,9 +104,8 @@ class Attention:
                 source = "interpolated"
             yield Explained(f"{name}prompt attention", self.prompts(chunks), source)
         if decodes:
-            time = self.decode(decodes, context, longest)
-            if drafted:
-                time = self.verification(decodes, context, drafted, longest)
+            verified = self.verification(decodes, context, drafted, longest) if drafted else 0.0
+            time = verified or self.decode(decodes, context, longest, launched)
             seen = longest if longest and self.uneven else context / decodes
             source = self._layers.decode.source_at(decodes, seen + 1)
             yield Explained(f"{name}decode attention", time, "extrapolated" if drafted else source)
@@ -164,10 +170,13 @@ class Attention:
         each = first / low + (last / high - first / low) * along
         return min(first + (last - first) * along, tokens * each)
 
-    def _row(self, decodes: int) -> tuple[float, ...]:
-        row = self._rows.get(decodes)
-        if row is None:
-            row = self._rows[decodes] = self._layers.decode.row(decodes)
+    def _turns(self, decodes: int) -> int:
+        """Sequences that the busiest multiprocessor reads one after the other, at least one."""
+        slots = self._layers.decode.slots
+        return ceil(decodes / slots) if slots else 1
+
+    def _row(self, decodes: int, launched: int) -> tuple[float, ...]:
+        row = self._rows[decodes, launched] = self._layers.decode.row(decodes, launched)
         return row
 
     def _prompt_row(self, together: int) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ from mist.units import Bytes, Seconds
 
 NOT_NEGATIVE = (
     "step_overhead", "request_overhead", "mixed_overhead", "launch_time", "reserve", "reserved_blocks", "front_end",
-    "captured_tokens", "cascade_overhead",
+    "captured_tokens", "cascade_overhead", "collective_wait",
 )  # fmt: skip
 
 
@@ -31,6 +31,8 @@ class EngineProfile:
     front_end: Seconds = 0.0  # every request, before it is in line: HTTP, tokenising, hand-over to the engine
     # of the largest CUDA graph; a step of fewer is padded to the next captured (perf=measured, launch_time=0)
     captured_tokens: int = 0
+    # every all-reduce of a step, where each host launches its kernels one by one: for the last device to arrive
+    collective_wait: Seconds = 0.0
     # fused: the all-reduce adds residual and norm, where the device has such a kernel (perf=measured)
     allreduce: Literal["apart", "fused"] = "apart"
     cascade_attention: bool = False  # a prefix that all running requests have in common is read once (perf/cascade.py)

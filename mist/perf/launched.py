@@ -14,10 +14,23 @@ def launched(times: Callable[[Replica], CascadeSteps], replica: Replica, factor:
 
     ``factor`` is the time of the engine's own kernels over those that ``times`` knows.
     """
+    replica = replica._replace(engine=_waiting(replica))
     engine = replica.engine
     if not engine.launch_time and factor == 1:
         return times(replica)
     return LaunchedSteps(times(replica._replace(engine=_on_device(engine))), replica, factor)
+
+
+def _waiting(replica: Replica) -> EngineProfile:
+    """With what the devices of a replica wait for each other in a step.
+
+    It has two all-reduces a layer, but for those of experts that other copies of attention share.
+    """
+    engine, model = replica.engine, replica.model
+    if replica.tp == 1 or not engine.collective_wait:
+        return engine
+    sums = 2 * model.layers - (model.sparse_layers if replica.dp > 1 else 0)
+    return replace(engine, step_overhead=engine.step_overhead + sums * engine.collective_wait / replica.node.host_speed)
 
 
 def _on_device(engine: EngineProfile) -> EngineProfile:

@@ -105,7 +105,7 @@ class MeasuredSteps:
         elif drafted:
             time += self._verification(decodes, context, drafted, longest)
         elif decodes:
-            time += self._decoding(decodes, context, longest)
+            time += self._decoding(decodes, context, longest, 0 if chunks else self._computed(decodes))
         rows = decodes + len(chunks)
         if drafted:
             time -= drafted * self._engine.request_overhead
@@ -117,7 +117,8 @@ class MeasuredSteps:
         prompts, busiest = self._fullest(shape.chunks)
         time = self._engine.step_overhead + self._prompts(busiest)
         time += self._engine.mixed_overhead if shape.chunks else 0.0
-        time += self._decoding(decodes, context, shape.longest) if decodes else 0.0
+        launched = 0 if shape.chunks else self._computed(decodes)
+        time += self._decoding(decodes, context, shape.longest, launched) if decodes else 0.0
         time += self._spread(decodes + prompts, shape.tokens)
         return time + self._head[-(-shape.requests // self._dp)]
 
@@ -144,12 +145,12 @@ class MeasuredSteps:
         share, cached = self._share(decodes, context) if self._dp > 1 else (decodes, float(context))
         linear = self._spread(share, decodes) if self._dp > 1 else self._linear[decodes]
         first = self._engine.step_overhead + linear + self._head[share]
-        slope, steps = 0.0, inf
+        slope, steps, launched = 0.0, inf, 0 if shared else self._computed(share)
         if shared:
             first += self._prefix(decodes, shared) + self._engine.cascade_overhead
         for kind in self._kinds:
             apart = 0 if kind.windowed else shared
-            time, own, left = kind.stretch(share, cached - share * apart, max(longest - apart, 0))
+            time, own, left = kind.stretch(share, cached - share * apart, max(longest - apart, 0), launched)
             first, slope = first + time, slope + own
             steps = min(steps, left)
         return Stretch(steps, first, slope)
@@ -171,10 +172,11 @@ class MeasuredSteps:
         ]
         if shape.shared:
             parts.extend(self._explain_prefix(decodes, shape.shared))
+        launched = 0 if shape.chunks or shape.drafted or shape.shared else self._computed(decodes)
         for kind in self._kinds:
             apart = 0 if kind.windowed else shape.shared
-            longest = max(shape.longest - apart, 0)
-            parts.extend(kind.explain(decodes, context - decodes * apart, prompts, shape.drafted, longest))
+            more = {"drafted": shape.drafted, "longest": max(shape.longest - apart, 0), "launched": launched}
+            parts.extend(kind.explain(decodes, context - decodes * apart, prompts, **more))
         return (*parts, Explained("engine overheads", overhead(self._engine, shape, self._dp), "fitted"))
 
     def _explain_prefix(self, decodes: int, shared: int) -> Iterator[Explained]:
@@ -194,10 +196,11 @@ class MeasuredSteps:
                 time += kind.prompts(chunks)
         return time
 
-    def _decoding(self, decodes: int, context: float, longest: int) -> float:
+    def _decoding(self, decodes: int, context: float, longest: int, launched: int) -> float:
+        """``launched``: of the CUDA graph that a step without prompts replays (0: none is)."""
         time = 0.0
         for kind in self._kinds:
-            time += kind.decode(decodes, context, longest)
+            time += kind.decode(decodes, context, longest, launched)
         return time
 
     def _cascade(self, decodes: int, context: float, longest: int, shared: int) -> float:

@@ -21,11 +21,17 @@ class Scanned:
         self._decode = Table(lambda sequences: scan.layers * scan.decode(sequences))
         self._alone = Table(lambda tokens: self._row(1.0, tokens))
 
-    def decode(self, decodes: int, context: float, longest: int = 0) -> float:  # noqa: ARG002
+    def decode(self, decodes: int, context: float, longest: int = 0, launched: int = 0) -> float:  # noqa: ARG002
         """One token of each of ``decodes`` sequences."""
         return self._decode[decodes]
 
-    def stretch(self, decodes: int, context: float, longest: int = 0) -> tuple[float, float, float]:  # noqa: ARG002
+    def stretch(
+        self,
+        decodes: int,
+        context: float,  # noqa: ARG002
+        longest: int = 0,  # noqa: ARG002
+        launched: int = 0,  # noqa: ARG002
+    ) -> tuple[float, float, float]:
         """``decode``, which no further step changes."""
         return self._decode[decodes], 0.0, inf
 
@@ -43,7 +49,16 @@ class Scanned:
         """Sequences that verify drafts: a short prompt each."""
         return self._row(float(decodes), -(-drafted // decodes) + 1)
 
-    def explain(self, decodes: int, context: float, chunks: Chunks, drafted: int, longest: int) -> Iterator[Explained]:  # noqa: ARG002
+    def explain(
+        self,
+        decodes: int,
+        context: float,
+        chunks: Chunks,
+        *,
+        drafted: int,
+        longest: int,  # noqa: ARG002
+        launched: int,  # noqa: ARG002
+    ) -> Iterator[Explained]:
         """The parts of a step, and how they are known."""
         if chunks:
             most, together = self._together(chunks)

@@ -1,27 +1,21 @@
 """How each set was measured, replayed: the documented benchmark as overrides of a config, and what it comes to."""
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from math import isinf
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import pandas as pd
 
-from mist.build import build
-from mist.catalog import stamp
 from mist.compose import compose
 from mist.errors import InputError, as_typed
 from mist.metrics import Result
-from mist.perf.base import StepModel, StepShape
-from mist.pool import PoolSpec
 from mist.request import Request
-from mist.scenario import Scenario
 from mist.simulate import simulate
 from mist.validation.facts import count, number
+from mist.validation.memoryless import memoryless
 
 Facts = dict[str, Any]
 Overrides = dict[str, str]
@@ -112,14 +106,25 @@ class ClosedLoopBench:
 
 @dataclass(frozen=True)
 class OpenLoopBench:
-    """``requests`` requests of fixed lengths, Poisson at ``qps``; all at once where that is infinite."""
+    """``requests`` requests of fixed lengths, Poisson at ``qps``; all at once where that is infinite.
+
+    Lengths differ where the pair of means is one of ``drawn`` ("input/output": the longest, in tokens): they are
+    drawn without memory (memoryless.py).
+    """
+
+    drawn: Mapping[str, int] = field(default_factory=dict)
 
     def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
         rate = number(facts, "qps")
         if not rate > 0:
             raise InputError("qps", facts["qps"], "must be positive")
         load = {"workload": "all_at_once"} if isinf(rate) else {"workload": "poisson_fixed", "workload.rate": str(rate)}
-        return outcome(composed(BENCHMARK, load, fixed(facts), overrides))
+        config = composed(BENCHMARK, load, fixed(facts), overrides)
+        means = {name: round(number(facts, fact)) for name, fact in (("inputs", "input"), ("outputs", "output"))}
+        longest = self.drawn.get("/".join(map(str, means.values())))
+        if longest:
+            config["workload"].update({name: memoryless(mean, longest) for name, mean in means.items()})
+        return outcome(config)
 
 
 @dataclass(frozen=True)
@@ -183,49 +188,6 @@ def _tokens(column: "pd.Series[Any]") -> "pd.Series[Any]":
 def _refuse_holes(column: "pd.Series[Any]", known: "pd.Series[Any]", why: str) -> None:
     if (holes := known.isna()).any():
         raise InputError(str(column.name), column[holes].iloc[0], why)
-
-
-@dataclass(frozen=True)
-class StepLog:
-    """Single engine steps by the shape of their batch; no simulation.
-
-    Facts: ``decodes`` sequences of ``decode_kv`` cached tokens each; ``chunks`` equal prompt chunks of ``tokens``
-    tokens in all, with ``past`` cached tokens before them in all. A log has the mean context of a batch: the longest
-    is taken for what is expected of so many contexts spread evenly over ``spread`` below to ``spread`` above the mean.
-    Of several copies of attention (``dp``) each has an engine core that logs its own steps (vLLM documentation, "Data
-    Parallel Deployment"); the others are taken to do as much.
-    """
-
-    spread: float = 0.0  # share of the mean
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.spread <= 1:
-            raise InputError("spread", self.spread, "must lie in [0, 1]")
-
-    def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
-        spec, stages = _engine(stamp(), tuple(overrides.items()))
-        if spec.pp > 1:
-            raise Unanswered("a step of a pipeline is several, one of each stage: which was logged is not stated")
-        decodes, kv = count(facts, "decodes", 0), number(facts, "decode_kv")
-        chunks, tokens, past = (count(facts, fact, 0) for fact in ("chunks", "tokens", "past"))
-        if not (decodes or (chunks and tokens)):
-            raise InputError("decodes", decodes, "the step holds neither a decode nor a prompt chunk")
-        if kv < 0 or chunks > tokens:
-            name, value = ("decode_kv", kv) if kv < 0 else ("chunks", chunks)
-            raise InputError(name, value, "a cache holds 0 tokens at least, and a chunk one")
-        sizes = [(len(part), past // chunks) for part in np.array_split(np.arange(tokens), chunks)] if chunks else []
-        longest = kv * (1 + self.spread * (decodes - 1) / (decodes + 1))  # order statistics of a uniform variate
-        shape = StepShape(
-            spec.dp * decodes, round(spec.dp * decodes * kv), tuple(spec.dp * sizes), longest=round(longest)
-        )
-        return {"step_time": stages[0].step_time(shape)}
-
-
-@lru_cache(64)
-def _engine(now: object, overrides: tuple[tuple[str, str], ...]) -> tuple[PoolSpec, Sequence[StepModel]]:  # noqa: ARG001
-    """The one pool of a deployment and the step times of its stages; ``now`` stands for the user's own config files."""
-    (spec,) = build(Scenario, composed({"slo": "none"}, dict(overrides))).pools.values()
-    return spec, spec.steptimes()
 
 
 @dataclass(frozen=True)

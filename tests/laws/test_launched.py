@@ -70,6 +70,16 @@ def test_more_devices_do_not_launch_faster_and_a_faster_host_does(roofline, repl
     assert roofline.of(replica(node=slow, launch_time=1e-3)).step_time(SHAPES[0]) == pytest.approx(0.064)
 
 
+def test_devices_wait_for_each_other_at_every_all_reduce_and_one_for_nobody(roofline, replica):
+    slow = NodeSpec("slow", host_speed=0.5)
+    for shape in SHAPES:
+        for tp, node, waits in ((1, ISOLATED, 0), (4, ISOLATED, 2 * 32), (4, slow, 4 * 32)):
+            waiting, bare = (
+                roofline.of(replica(tp, node, collective_wait=wait)).step_time(shape) for wait in (1e-5, 0)
+            )
+            assert waiting - bare == pytest.approx(waits * 1e-5, rel=1e-9)
+
+
 def test_kernels_of_another_version_take_a_factor_longer(roofline, replica):
     for shape in SHAPES:
         timed = RooflineSteps(roofline, replica()).step_time(shape)
@@ -145,6 +155,7 @@ def test_what_explains_a_step_adds_up_to_it(roofline, replica):
     ("override", "message"),
     [
         ("engine.launch_time=-1us", "must not be negative"),
+        ("engine.collective_wait=-1us", "must not be negative"),
         ("engine.kernel_factor=0", "must be positive"),
         ("node.host_speed=0", "must be positive"),
     ],

@@ -215,6 +215,7 @@ def test_every_quantity_has_a_unit(path: Path) -> None:
         "peer_to_peer",
         "host_speed",
         "multiprocessors",
+        "generated_attention",
         "name",
         "vendor",
         "kind",

@@ -14,6 +14,7 @@ from mist.errors import InputError
 from mist.perf.base import StepShape
 from mist.perf.engine import EngineProfile
 from mist.perf.measured import Measured
+from mist.perf.tables.grid import Grid
 from mist.request import Request
 
 TABLES = pytest.mark.skipif(sys.platform == "win32", reason="the operator tables are not published for Windows")
@@ -78,6 +79,48 @@ def test_a_stretch_of_uneven_sequences_is_the_steps_it_stands_for(steps):
         for step in {0, 1, int(min(stretch.steps, 5000)) - 1}:
             time = model.step_time(StepShape(16, 16 * (600 + step), longest=longest + step))
             assert stretch.first + step * stretch.slope == pytest.approx(time, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("slots", "batch", "launched", "sequences"),
+    [
+        (18.5, 1, 1, 1 / 18),  # 8 KV heads on 148 multiprocessors: a sequence in 18 parts, 144 of them busy
+        (18.5, 5, 8, 1 / 2),  # a graph of 8 was captured: two parts each, though 5 would have had three
+        (18.5, 9, 16, 1),
+        (18.5, 18, 24, 1),  # absent ones cost nothing
+        (18.5, 19, 24, 2),
+        (18.5, 37, 40, 2),
+        (18.5, 38, 40, 3),
+        (74.0, 20, 24, 1 / 3),  # 2 KV heads, of TP 4
+    ],
+)
+def test_sequences_are_cut_for_the_captured_batch_and_taken_in_turn_beyond_the_multiprocessors(
+    slots, batch, launched, sequences
+):
+    rows = ((1e-5, 1e-4), (2e-5, 2e-4))
+    assert Grid((1.0, 64.0), (1.0, 8192.0), rows, (8192.0, 8192.0), slots=slots).turn(batch, launched) == sequences
+
+
+@TABLES
+def test_decode_attention_rises_where_a_multiprocessor_gets_another_sequence_and_nowhere_between(steps):
+    model = steps("qwen3-32b", "b300")
+
+    def attention(batch):
+        shape = StepShape(batch, batch * 4000, longest=4000)
+        return next(part.seconds for part in model.explain(shape) if part.operator == "decode attention")
+
+    assert attention(9) == attention(16) == attention(18) < attention(19) == attention(32)
+    assert attention(8) < attention(9)
+
+
+@TABLES
+def test_one_long_sequence_weighs_less_the_more_are_read_in_turn(steps):
+    model = steps("qwen3-32b", "b300")
+    slower = [
+        model.step_time(StepShape(batch, batch * 1000, longest=8000)) / model.step_time(StepShape(batch, batch * 1000))
+        for batch in (16, 64, 512)
+    ]
+    assert slower == sorted(slower, reverse=True)
 
 
 def test_a_step_is_padded_to_the_next_captured_size(sheet):

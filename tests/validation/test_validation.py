@@ -5,18 +5,25 @@ import os
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
+from mist.build import build
 from mist.cli import main
 from mist.errors import InputError
+from mist.model import ModelSpec
 from mist.validation.facts import devices
 from mist.validation.measured import measured_sets, recognised
+from mist.validation.memoryless import memoryless
 from mist.validation.names import known, named_in
 from mist.validation.replay import Comparison, as_overrides
 from mist.validation.run import validate
 from mist.validation.score import scored, spearman
+from mist.validation.step_log import StepLog
+from mist.validation.trtllm_bench import limits
+from mist.workload.lengths import Quantiles
 
 FIGURES = yaml.safe_load((Path(__file__).parent / "figures.yaml").read_text())
 SETS = measured_sets()
@@ -33,6 +40,46 @@ def closed_loop(tmp_path):
         return tmp_path / name
 
     return file
+
+
+# how benchmarks were set up
+
+
+@pytest.mark.parametrize(("mean", "longest"), [(214, 1024), (202, 1024), (10, 10_000), (490, 1000)])
+def test_lengths_without_memory_keep_their_mean_and_their_longest(mean, longest):
+    lengths = build(Quantiles, {k: v for k, v in memoryless(mean, longest).items() if k != "_target_"})
+    drawn = lengths.draw(200_000, np.random.default_rng(1))
+    assert drawn.mean() == pytest.approx(mean, rel=0.02)
+    assert drawn.max() <= longest
+    with pytest.raises(InputError, match="half of the longest"):
+        memoryless(longest / 2, longest)
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype", "hardware", "tp", "prompt", "answer", "chosen"),
+    [
+        ("llama-3.1-8b", "fp8", "h100", 1, 128, 128, (4096, 8192)),
+        ("llama-3.1-8b", "fp8", "h100", 1, 20000, 2000, (64, 2048)),
+        ("llama-3.1-70b", "bf16", "a100", 4, 128, 4096, (160, 2048)),
+        ("llama-3.1-70b", "fp8", "h100", 4, 2048, 128, (768, 13312)),
+    ],
+)
+def test_trtllm_bench_chooses_the_limits_of_a_step(
+    sheet, make_pool, model, dtype, hardware, tp, prompt, answer, chosen
+):
+    cut = {"model": build(ModelSpec, sheet("model", model) | {"weight_dtype": dtype, "kv_dtype": dtype})}
+    assert limits(make_pool(hardware=hardware, tp=tp, **cut).replica, prompt, answer) == chosen
+
+
+def test_the_longest_context_of_a_logged_batch_is_the_expected_one_within_the_limit():
+    log = StepLog(spread=0.5, limit=8192)
+    assert log.longest(1, 4000) == 4000
+    assert log.longest(3, 4000) == 4000 * 1.25
+    assert log.longest(100, 8000) == 8192
+    assert log.longest(2, 9000) == 9000  # a mean says more than the limit
+    for wrong in ({"spread": 2.0}, {"limit": -1}, {"limit": 8192}):
+        with pytest.raises(InputError):
+            StepLog(**wrong)
 
 
 # which set, which names

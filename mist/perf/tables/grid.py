@@ -1,6 +1,7 @@
 """Attention times over batch and length: filled where nothing was measured, quick to look up."""
 
 from bisect import bisect_right
+from math import ceil, floor
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ class Grid(NamedTuple):
     source: Source = "measured"
     uneven: bool = False  # whether the kernel waits for its longest sequence
     whole: bool = False  # whether one tile of queries passes over all that it attends to by itself
+    slots: float = 0.0  # sequences that multiprocessors take at once, whole; 0: not known, or of no account
 
     def source_at(self, batch: float, length: float) -> Source:
         """How the time of ``batch`` sequences of ``length`` tokens each is known."""
@@ -28,12 +30,28 @@ class Grid(NamedTuple):
         on_grid = batch in self.batches and length in self.lengths
         return "interpolated" if self.source == "measured" and not on_grid else self.source
 
-    def row(self, batch: float) -> tuple[float, ...]:
-        """Seconds over ``lengths`` of a batch of this size, linear in it."""
+    def row(self, batch: float, launched: float = 0) -> tuple[float, ...]:
+        """Seconds over ``lengths`` of a batch of this size, linear in it.
+
+        Where the multiprocessors are counted it is linear in what the busiest of them has to read. ``launched``
+        (0: ``batch``) is the batch that the kernel is launched for.
+        """
         at = min(max(bisect_right(self.batches, batch) - 1, 0), len(self.batches) - 2)
         low, high = self.batches[at], self.batches[at + 1]
+        if self.slots and self.turn(low) < self.turn(high):
+            batch, low, high = self.turn(batch, launched), self.turn(low), self.turn(high)
         share = max((batch - low) / (high - low), 0.0)
         return tuple(a + (b - a) * share for a, b in zip(self.seconds[at], self.seconds[at + 1], strict=True))
+
+    def turn(self, batch: float, launched: float = 0) -> float:
+        """Sequences that the busiest multiprocessor reads, one KV head of each: a part of one, or some in turn.
+
+        TensorRT-LLM's generated kernels cut every sequence of the batch they are launched for into as many equal parts
+        as find a multiprocessor of their own; where not even the whole ones do, each takes every so many-th in turn,
+        and absent ones cost nothing (FlashInfer, trtllm/fmha/fmhaKernels.cuh, computeCtaAndClusterConfig).
+        """
+        launched = max(batch, launched)
+        return 1 / floor(self.slots / launched) if launched <= self.slots else float(ceil(batch / self.slots))
 
 
 def decode_grid(batches: Floats, lengths: Floats, seconds: Floats, source: Source = "measured") -> Grid:

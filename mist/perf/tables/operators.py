@@ -97,17 +97,21 @@ def _experts_read(replica: Replica) -> float:
 
 def _attention(system: System, asked: Asked) -> tuple[Layers, ...]:
     replica = asked.replica
-    model, tp, memory = replica.model, replica.tp, (replica.hardware.memory_bandwidth, asked.bandwidth_efficiency)
+    model, tp, hardware = replica.model, replica.tp, replica.hardware
+    memory = (hardware.memory_bandwidth, asked.bandwidth_efficiency)
     if model.kv_latent and model.attention_layers:
         latent = latent_attention(system, replica.hardware, model, max(1, model.heads // tp))
         return (Layers(model.attention_layers, 0, *latent),)
     heads = Heads(model.heads // tp, max(1, model.kv_heads // tp), model.head_dim, model.kv_dtype)
     kinds = [(model.attention_layers - model.window_layers, 0), (model.window_layers, model.window)]
-    return tuple(
-        Layers(count, window, prompt_attention(system, heads, window), decode_attention(system, heads, window, *memory))
-        for count, window in kinds
-        if count
-    )
+    found = []
+    for count, window in kinds:
+        if count:
+            decode = decode_attention(system, heads, window, *memory)
+            if decode.uneven:
+                decode = decode._replace(slots=hardware.multiprocessors / heads.kv)
+            found.append(Layers(count, window, prompt_attention(system, heads, window), decode))
+    return tuple(found)
 
 
 def _projections(system: System, model: ModelSpec, tp: int, module: bool) -> dict[str, Curve]:

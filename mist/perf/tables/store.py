@@ -106,8 +106,8 @@ def _scan(plain: Any) -> Scan:
 
 
 def _grid(plain: Any) -> Grid:
-    batches, lengths, seconds, longest, source, uneven, whole = plain
-    return Grid(tuple(batches), tuple(lengths), tuple(map(tuple, seconds)), tuple(longest), source, uneven, whole)
+    batches, lengths, seconds, *rest = plain
+    return Grid(tuple(batches), tuple(lengths), tuple(map(tuple, seconds)), tuple(rest[0]), *rest[1:])
 
 
 def _save(path: Path, found: Operators) -> None:
