@@ -91,12 +91,15 @@ def _dynamics(result: Result) -> Iterator[Text]:
         yield Text(text)
 
 
+SOURCES = {"transferred": "transferred from other shapes or like kernels"}
+
+
 def _sources(result: Result) -> Iterator[Text]:
     """How the step times are known, by pool."""
     for name, pool in (result.pools or {}).items():
         known = sorted((pool.step_time_sources or {}).items(), key=lambda part: -part[1])
         if known:
-            parts = ", ".join(f"{share:.0%} {source}" for source, share in known)
+            parts = ", ".join(f"{share:.0%} {SOURCES.get(source, source)}" for source, share in known)
             yield Text(f"{name}: step time {parts}", DIM)
 
 

@@ -96,12 +96,12 @@ def test_few_sizes_tell_nothing_of_another():
 
 @pytest.mark.parametrize("name", ["a100", "h100", "h200", "l40s", "b200", "b300", "gb200", "gb300", "rtx-pro-6000"])
 def test_shapes_left_out_are_told_better_than_by_the_roofline(name):
-    """On every device under vLLM, in every dtype: measured on 2026-11-21 at 6 to 16 % (median 3 to 7 %)."""
-    rows = left_out([name, "vllm"]).rows
-    assert rows
+    """Of every engine and dtype; on 2026-11-21 off by 4 to 24 % (median error 3 to 12 %), under vLLM by 6 to 16 %."""
+    rows = left_out([name]).rows
+    assert {row.kernels for row in rows} == {"vllm", "sglang", "trtllm"}
     for row in rows:
-        assert row.mape < min(row.roofline, 0.17), row
-        assert row.median < 0.075, row
+        assert row.mape < min(row.roofline, 0.17 if row.kernels == "vllm" else 0.25), row
+        assert row.median < 0.13, row
 
 
 def test_what_was_timed_is_read_and_not_told(replica):

@@ -23,8 +23,8 @@ EXPERT_DTYPES: dict[str, tuple[tuple[str, ...], ...]] = {
 SHARED = {("sglang", "w4a16_mxfp4"): ("sglang", "vllm")}
 # Where an engine's kernels of a dtype were not timed on a device at all: an engine and dtype with kernels like them.
 # Triton's of FP8 in blocks (SGLang's began as vLLM's): where both were timed, vLLM's take 0.98 to 1.08 times as long at
-# the median. Marlin's of 4 bits, whose codes are looked up (MXFP4) or scaled (INT4) on the way to a 16-bit product:
-# where a device has both, INT4 told with MXFP4's bytes is off by 13 to 26 % (H100, H200, L40S, RTX PRO 6000).
+# the median. Marlin's of 4 bits, whose codes are looked up (MXFP4) or scaled (INT4) on the way to a 16-bit product: on
+# H100 and H200, which have both, MXFP4 told from SGLang's ten INT4 shapes is off by 13 to 31 %.
 LIKE = {
     ("sglang", "fp8_block"): ("vllm", "fp8_block"),
     ("vllm", "w4a16_mxfp4"): ("sglang", "int4_wo"),
