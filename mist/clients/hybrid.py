@@ -33,8 +33,8 @@ def check_prefix_states(replica: Replica, scheduler: Scheduler, drafts: int) -> 
     """InputError where prefixes of a hybrid model cannot be cached as vLLM does it."""
     model, engine = replica.model, replica.engine
 
-    def refuse(why: str, choices: tuple[str, ...] = ()) -> InputError:
-        return InputError("prefix_caching", "true", f"{why} ({model.name} has linear attention)", ["false", *choices])
+    def refuse(why: str) -> InputError:
+        return InputError("prefix_caching", "true", f"{why} ({model.name} has linear attention)", ["false"])
 
     if not model.attention_layers:
         raise refuse("no layer has a cache")

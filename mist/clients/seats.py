@@ -111,10 +111,7 @@ class Seats:
         return self.kv.hit(request)
 
     def chunk(self, request: Request, tokens: int) -> int:
-        if request.joined >= 0:
-            return tokens
-        past = request.computed if request.id in self._running else self.kv.hit(request)
-        return self.kv.chunk(request, past, tokens)
+        return self.kv.chunk(request, tokens)
 
     def cached(self, request: Request) -> int:
         return self.decodes.computed(request) if request.joined >= 0 else request.computed

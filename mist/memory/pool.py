@@ -35,8 +35,8 @@ class BlockPool:
         """Free blocks it takes to hold the request's first ``tokens`` tokens."""
         return -(-tokens // self.block_tokens) - request.blocks
 
-    def chunk(self, request: Request, past: int, tokens: int) -> int:  # noqa: ARG002
-        """How many of ``tokens`` after ``past`` a step takes, which may be none."""
+    def chunk(self, request: Request, tokens: int) -> int:  # noqa: ARG002
+        """How many of a request's next ``tokens`` tokens a step takes, which may be none."""
         return tokens
 
     def admit(self, request: Request) -> None:

@@ -23,12 +23,12 @@ class StatePool(PrefixPool):
         super().__init__(total, block_tokens)
         self.state_blocks = state_blocks
 
-    def chunk(self, request: Request, past: int, tokens: int) -> int:
-        size, end = self.block_tokens, past + tokens
+    def chunk(self, request: Request, tokens: int) -> int:
+        size, past = self.block_tokens, request.computed if request.table else self.hit(request)
         last = request.known // size * size
-        if past >= last:
+        if past >= last or request.joined >= 0:
             return tokens
-        return min(end // size * size, last) - past if end // size * size > past else 0
+        return max(min((past + tokens) // size * size, last) - past, 0)
 
     def admit(self, request: Request) -> None:
         super().admit(request)

@@ -111,7 +111,9 @@ def test_only_a_pool_that_caches_prefixes_of_a_hybrid_has_larger_blocks(pool, hy
     ],
 )
 def test_chunks_end_with_blocks_worked_by_hand(known, past, tokens, taken):
-    assert StatePool(100, BLOCK, 3).chunk(Request(0, 0.0, known, 1), past, tokens) == taken
+    request = Request(0, 0.0, known, 1)
+    request.computed, request.table = past, [*range(past // BLOCK)]
+    assert StatePool(100, BLOCK, 3).chunk(request, tokens) == taken
 
 
 @pytest.mark.parametrize("scheduler", ["chunked_prefill", "shortest_first", "slo_aware", "vllm_v1"])

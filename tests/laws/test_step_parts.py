@@ -72,6 +72,21 @@ def test_the_parts_of_a_step_add_up_to_it_and_the_overheads_are_the_engines(perf
 
 
 @pytest.mark.parametrize("perf", PERFS)
+@pytest.mark.parametrize("degrees", [{"dp": 8, "ep": 8}, {"tp": 8, "pp": 2}])
+def test_so_do_those_of_every_copy_and_stage(perf, degrees, make_pool, sheet):
+    spec = make_pool(model="deepseek-v3", hardware="h200", node=sheet("node", "hgx-h100"), engine=OVERHEADS, **degrees)
+    spec = replace(spec, perf=build(PerfModel, sheet("perf", perf)))
+    for shape in (SHAPES[name] for name in ("one decode", "decodes", "prompts", "mixed")):
+        fitted = 0.0
+        for steps in spec.steptimes():
+            parts = steps.explain(shape)
+            assert sum(part.seconds for part in parts) == pytest.approx(steps.step_time(shape), rel=1e-12)
+            fitted += parts[-1].seconds
+        rows = -(-shape.requests // spec.dp)
+        assert fitted == pytest.approx(1e-3 + rows * 1e-5 + (2e-3 if shape.chunks else 0.0), rel=1e-12)
+
+
+@pytest.mark.parametrize("perf", PERFS)
 def test_what_a_device_waits_for_its_host_is_told_apart(perf, pool):
     shape = SHAPES["mixed"]
     device = pool("llama-3.1-8b", perf, **dict.fromkeys(OVERHEADS, 0)).steptimes()[0].step_time(shape)
