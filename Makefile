@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 ARGS :=
-SHARED := -n auto --maxprocesses 4 --dist loadgroup # among as many processes as there are cores
+# Among as many processes as there are cores, a file whole, so that what its tests share is made once.
+SHARED := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON = $(firstword $(foreach name,python3.12 python3.13 python3.11 python3 python,\

@@ -5,6 +5,7 @@ asks for ``scheduler_name``, ``router_name``, ``hardware_name``, ``model_name`` 
 YAML of that noun: whoever adds a file is examined unasked. ``preempting_name`` are the schedulers that may preempt.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ from mist.workload.traffic import Traffic
 CONF = Path(__file__).parents[1] / "conf"
 NOUNS = ("scheduler", "router", "hardware", "model", "pipeline")
 TINY = ModelSpec("tiny", 2, 64, 4, 2, 16, 128, 256, context=10**9, parameters=1e5)
+
+os.environ.pop("COLUMNS", None)  # of a process that pytest-xdist starts: reports would be cut to it
 
 settings.register_profile("laws", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 settings.register_profile(

@@ -62,7 +62,13 @@ def by_popularity(n: int, pieces: int, corpus: int, skew: float, random: np.rand
     """
     weights = -skew * np.log(np.arange(1, corpus + 1))
     rows = (weights + random.gumbel(size=corpus) for _ in range(n))
-    return np.array([np.argsort(-row, kind="stable")[:pieces] for row in rows], dtype=np.int64)
+    return np.array([largest(row, pieces) for row in rows], dtype=np.int64)
+
+
+def largest(row: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Places of the ``count`` largest, the largest first, the first of equals; the others are left unsorted."""
+    among = np.flatnonzero(row >= np.partition(row, -count)[-count])
+    return among[np.argsort(-row[among], kind="stable")][:count]
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,6 @@ from mist.cli import main
 from mist.compose import compose
 from mist.simulate import simulate
 
-pytestmark = pytest.mark.xdist_group("calibration")
-
 TRUE = {"step_overhead": 6e-3, "front_end": 25e-3, "mixed_overhead": 8e-3, "request_overhead": 90e-6}
 OWN = {"hardware": "h100", "tp": "1", "perf": "roofline", "engine": "vllm"}
 DEPLOYED = [f"{address}={value}" for address, value in OWN.items()]

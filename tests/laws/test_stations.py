@@ -99,7 +99,8 @@ def test_the_mean_wait_of_one_server_is_that_of_pollaczek_and_khinchine(cv2, law
     for seed in SEEDS:
         draw = np.random.default_rng(seed)
         services = np.ones(N) if law == "constant" else draw.lognormal(-s2 / 2, s2**0.5, N)
-        seen = visit(DrawnStation(1), list(zip(np.cumsum(draw.exponential(1 / load, N)), services, strict=True)))
+        arrivals = np.cumsum(draw.exponential(1 / load, N))
+        seen = visit(DrawnStation(1), list(zip(arrivals.tolist(), services.tolist(), strict=True)))
         waits.append(np.mean(seen[:, 1] - seen[:, 0]))
     assert agrees(waits, load / (1 - load) * (1 + cv2) / 2)
 

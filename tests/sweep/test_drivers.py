@@ -7,8 +7,6 @@ import time
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 
 def wait_for(run, trials):
     until = time.monotonic() + 40

@@ -10,8 +10,6 @@ from mist.sweep.on_ray import OnRay
 from mist.sweep.options import RayOptions
 from mist.sweep.workers import Serial
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 
 def job(number, limit_s=5.0, seeds=(0,), **changes):
     config = toy.compose([f"{key}={value}" for key, value in changes.items()])

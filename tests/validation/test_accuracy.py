@@ -7,8 +7,6 @@ import yaml
 
 from mist.validation.run import validate
 
-pytestmark = pytest.mark.xdist_group("accuracy")
-
 FILES = {name: yaml.safe_load((Path(__file__).parent / f"{name}.yaml").read_text()) for name in ("figures", "unseen")}
 MODELS = ("measured", "roofline")
 ROUNDING = 0.0005  # of the recorded errors, shares with three digits
