@@ -6,6 +6,7 @@ and flushes left out, and tables written that perf=measured reads, can be shown.
 
 import sys
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from mist.errors import InputError
 from mist.perf.base import StepShape
 from mist.profiling import console, kernels, ops, retrieval, sheet
 from mist.profiling.device import Device
+from mist.profiling.faiss_cells import BUILDS
 from mist.profiling.place import writable
 from mist.profiling.plan import Attention, Gemm
 from mist.scenario import Scenario
@@ -365,3 +367,34 @@ def test_index_files_of_ones_own_are_not_written_over(tmp_path, monkeypatch):
         (tmp_path / path.name).write_text(path.read_text())
     with pytest.raises(AttributeError):  # the shipped ones are; and then there is no faiss
         next(retrieval.profile(tmp_path))
+
+
+def test_a_profile_of_retrieval_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    """And starts over with another library, whose figures are others."""
+    shipped = pd.read_csv(CONF / "retrieval" / "measured.csv", comment="#")
+    measured, stops = [], [5]
+
+    def measure(build, _faiss, _threads):
+        if len(measured) == stops[0]:
+            raise KeyboardInterrupt
+        measured.append(build)
+        same = (shipped[list(asdict(build))] == pd.Series(asdict(build))).all(axis=1)
+        return shipped[same].drop(columns="predicted", errors="ignore").to_dict("records")
+
+    def faiss(version):
+        cvar = SimpleNamespace(distance_compute_blas_threshold=128_000)
+        return lambda: SimpleNamespace(__version__=version, omp_get_max_threads=lambda: 2, cvar=cvar)
+
+    monkeypatch.setattr(retrieval, "measure", measure)
+    monkeypatch.setattr(retrieval, "library", faiss("1"))
+    with pytest.raises(KeyboardInterrupt):
+        list(retrieval.profile(tmp_path))
+    assert not list(tmp_path.glob("*.yaml"))
+    stops[0] = 10**6
+    list(retrieval.profile(tmp_path))
+    assert measured == list(BUILDS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["flat.yaml", "hnsw.yaml", "ivf_pq.yaml", "measured.csv"]
+    (tmp_path / retrieval.PARTIAL).write_text("# another machine\nindex\nflat\n")
+    monkeypatch.setattr(retrieval, "library", faiss("2"))
+    list(retrieval.profile(tmp_path))
+    assert measured == 2 * list(BUILDS)

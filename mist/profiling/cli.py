@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mist.errors import InputError
-from mist.profiling import retrieval_cli
+from mist.profiling import encoder_cli, retrieval_cli
 
 ABOUT = "measure this machine, or look at what was measured"
 
@@ -41,7 +41,7 @@ def add_steps(subparsers: Subparsers) -> None:
     parser.set_defaults(command=steps)
 
 
-SUBCOMMANDS: tuple[Callable[[Subparsers], None], ...] = (add_ops, add_steps, retrieval_cli.add)
+SUBCOMMANDS: tuple[Callable[[Subparsers], None], ...] = (add_ops, add_steps, retrieval_cli.add, encoder_cli.add)
 
 
 def ops(arguments: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """`mist profile retrieval`: what this machine's cores reach in vector search, as index files ready to use."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from os import cpu_count
 from pathlib import Path
@@ -14,6 +15,7 @@ from mist.profiling.place import refuse_foreign, writable
 from mist.profiling.retrieval_fit import Fitted, fit, scores
 
 SHEET = "# Sheet: mist profile retrieval"
+PARTIAL = "measured.partial.csv"  # beside what is written, until all is measured
 CACHE = 32e6  # bytes, where the system does not tell
 # index -> what a user changes, beside its rates; the paper's index for IVF-PQ
 SHAPES: dict[str, dict[str, int | str]] = {
@@ -32,17 +34,36 @@ UNITS = {"_time": "s", "_rate": "B/s", "matrix_rate": "OP/s", "cache": "B"}
 def profile(out: Path, builds: Sequence[Build] = BUILDS) -> Iterator[str]:
     """Measure, fit, write into ``out``; a line for each index measured, then the scores. Some ten minutes.
 
+    Who is interrupted keeps the indexes that were done: the next run on the same machine and faiss goes on from there.
     Raises MistError without faiss, InputError where nothing can be written or somebody's own files would be lost.
     """
     faiss = library()
     writable("--out", out)
     for kind in SHAPES:
         refuse_foreign("--out", out / f"{kind}.yaml", SHEET)
-    rows: list[dict[str, Any]] = []
+    kept, mark = out / PARTIAL, f"# {machine_and_library(faiss)}\n"
+    cells = _kept(kept, mark)
     for build in builds:
-        rows += measure(build, faiss, faiss.omp_get_max_threads())
-        yield _line(build, len(rows))
-    yield from write(out, pd.DataFrame(rows), provenance(faiss), float(faiss.cvar.distance_compute_blas_threshold))
+        if not _known(build, cells):
+            new = pd.DataFrame(measure(build, faiss, faiss.omp_get_max_threads()))
+            cells = pd.concat([cells, new], ignore_index=True)
+            kept.write_text(mark + cells.to_csv(index=False), encoding="utf-8")
+        yield _line(build, len(cells))
+    yield from write(out, cells, provenance(faiss), float(faiss.cvar.distance_compute_blas_threshold))
+    kept.unlink(missing_ok=True)
+
+
+def _kept(path: Path, mark: str) -> pd.DataFrame:
+    """Cells of a run that was interrupted, on this machine and with this library."""
+    if not path.exists() or not path.read_text(encoding="utf-8").startswith(mark):
+        return pd.DataFrame()
+    return pd.read_csv(path, comment="#")
+
+
+def _known(build: Build, cells: pd.DataFrame) -> bool:
+    if cells.empty:
+        return False
+    return bool((cells[list(asdict(build))] == pd.Series(asdict(build))).all(axis=1).any())
 
 
 def write(out: Path, cells: pd.DataFrame, source: str, matrix_from: float) -> Iterator[str]:
@@ -84,8 +105,12 @@ def as_yaml(kind: str, fitted: Fitted, source: str) -> str:
 
 def provenance(faiss: Any) -> str:
     """Machine, library and day."""
-    day = datetime.now(UTC).date().isoformat()
-    return f"{processor_name()} ({cpu_count()} cores, {machine()}), faiss {faiss.__version__}, {day}"
+    return f"{machine_and_library(faiss)}, {datetime.now(UTC).date().isoformat()}"
+
+
+def machine_and_library(faiss: Any) -> str:
+    """What figures are of: another of either, and they are others."""
+    return f"{processor_name()} ({cpu_count()} cores, {machine()}), faiss {faiss.__version__}"
 
 
 def processor_name() -> str:

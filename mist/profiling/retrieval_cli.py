@@ -9,8 +9,14 @@ from typing import Any
 def add(subparsers: Any) -> None:  # argparse's own class of them is private
     """The subcommand's parser."""
     about = "vector search on this machine's cores, by faiss: the rates of conf/retrieval, measured and fitted"
-    parser = subparsers.add_parser("retrieval", help=about, description=about, allow_abbrev=False)
-    parser.add_argument("--out", default="conf/retrieval", metavar="DIR", help="where to write (conf/retrieval)")
+    how = about + "; some ten minutes on a machine that is idle, and Ctrl-C keeps the indexes that are done"
+    parser = subparsers.add_parser("retrieval", help=about, description=how, allow_abbrev=False)
+    parser.add_argument(
+        "--out",
+        default="conf/retrieval",
+        metavar="DIR",
+        help="where to write, ./conf/retrieval: what MIST then takes, over what it ships",
+    )
     parser.set_defaults(command=retrieval)
 
 

@@ -138,7 +138,7 @@ def test_the_embedding_engines_do_as_well_as_they_did() -> None:
     fitted, held = (whole(answer, part)["tokens_per_second"] for part in ("calibration", "held out"))
     assert (fitted.covered, held.covered, held.cells) == (5, 4, 5)
     assert (fitted.mape or 1) < 0.005
-    assert (held.mape or 1) < 0.09
+    assert (held.mape or 1) < 0.10
 
 
 def test_the_databases_do_as_well_as_they_did() -> None:
