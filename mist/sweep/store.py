@@ -109,7 +109,10 @@ def write_bounds(run: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 def read_bounds(run: Path) -> list[Line]:
     """Those of a run; none where its designs do not go by bounds, or have none yet."""
     file = run / "bounds.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    try:
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    except ValueError:
+        raise InputError("", file, "is damaged; delete it, and mist resume works the bounds out again") from None
 
 
 def concluded(run: Path) -> bool:
