@@ -14,7 +14,7 @@ from math import isfinite
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from mist.errors import InputError
+from mist.errors import InputError, TraceError
 from mist.units import Unit
 
 TARGET = "_target_"
@@ -77,6 +77,8 @@ def _dataclass(kind: type, config: Mapping[str, object], path: str) -> object:
     values = {key: _value(hints[key], item, f"{path}.{key}" if path else key) for key, item in given.items()}
     try:
         return kind(**values)
+    except TraceError:  # names its file
+        raise
     except InputError as error:  # a dataclass checks itself by field name; the address is ours to add
         whole = ".".join(part for part in (path, error.field) if part)
         raise type(error)(whole, error.value, error.why, error.choices) from None

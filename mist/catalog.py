@@ -10,7 +10,7 @@ from textwrap import shorten
 
 from yaml import YAMLError, safe_load
 
-from mist.errors import InputError
+from mist.errors import MANY, InputError
 
 # what `mist list` tells of a data sheet: key -> how to say it
 FACTS: dict[str, dict[str, str]] = {
@@ -60,12 +60,14 @@ def choice_file(group: str, choice: str) -> Path:
         file = root / group / f"{choice}.yaml"
         if file.is_file():
             return file
-    raise InputError(group, choice, "no such choice", nearest(choice, groups().get(group, ())))
+    choices = nearest(choice, groups().get(group, ()))
+    listed = f"; mist list {group} has all {len(choices)}" if len(choices) >= MANY else ""
+    raise InputError(group, choice, f"no such choice{listed}", choices)
 
 
 def sweep_file(name: str) -> Path:
     """The file of a sweep: a path to a YAML as it is, a name from ./sweeps, then from the packaged ones."""
-    if name.endswith(".yaml"):
+    if name.endswith((".yaml", ".yml")):
         if Path(name).is_file():
             return Path(name)
         raise InputError("sweep", name, "no such file")

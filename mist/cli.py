@@ -30,9 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error, 1)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
+    except MemoryError as error:
+        return _complain(f"not enough memory: {error}", 1)
     except BrokenPipeError:  # the reader of our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, a directory that may not be written
+        return _complain(error, 1)
 
 
 def simulate(arguments: argparse.Namespace) -> int:
@@ -82,6 +86,8 @@ def resume(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     if arguments.run_directory is None:
+        if arguments.write or arguments.beside:
+            raise InputError("", "--write" if arguments.write else "--beside", "has no effect without a RUN to show")
         return int(import_module("mist.sweep.runs").show_all(Path("results")))
     run = paths.run_directory(arguments.run_directory)
     beside = [paths.run_directory(name) for name in arguments.beside or []]

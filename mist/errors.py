@@ -16,6 +16,8 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
+MANY, SHOWN = 40, 12  # of so many choices, only the first, which are the most likely ones
+
 
 class MistError(Exception):
     """Everything MIST raises on purpose."""
@@ -41,7 +43,9 @@ class InputError(MistError):
         words += [word.partition(".")[0] for word in words if "." in word]
         close = [match for word in words for match in get_close_matches(word, self.choices, n=1)]
         hint = f"; did you mean {close[0]}?" if close else ""
-        return f"{text}{hint} (valid: {', '.join(self.choices)})"
+        shown = self.choices if len(self.choices) < MANY else self.choices[:SHOWN]
+        more = f" and {len(self.choices) - len(shown)} more" if len(shown) < len(self.choices) else ""
+        return f"{text}{hint} (valid: {', '.join(shown)}{more})"
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return type(self), (self.field, self.value, self.why, self.choices)

@@ -23,7 +23,22 @@ def _writable(option: str, name: str | None, suffix: str) -> Path | None:
         raise InputError(option, name, f"the file's name must end in {suffix}")
     if not path.parent.is_dir():
         raise InputError(option, name, f"there is no directory {path.parent}")
+    if path.is_dir():
+        raise InputError(option, name, "is a directory")
+    _try(option, path)
     return path
+
+
+def _try(option: str, path: Path) -> None:
+    """InputError where the file cannot be written: now, and not after an hour."""
+    fresh = not path.exists()
+    try:
+        with path.open("ab"):
+            pass
+        if fresh:
+            path.unlink()
+    except OSError as error:
+        raise InputError(option, str(path), f"cannot be written: {error.strerror}") from None
 
 
 def run_directory(name: str) -> Path:

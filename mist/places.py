@@ -46,7 +46,7 @@ def check_pipeline(  # noqa: PLR0917
         if isinstance(spec, HostStation | HostEncoder) and spec.host not in hosts:
             raise InputError(f"stations.{name}.host", spec.host, "no such host", sorted(hosts))
     for address, name in unused.items():
-        raise InputError(address, name, "has no effect: no stage of the pipeline leads there")
+        raise InputError(address, name, "has no effect: no stage of the pipeline leads there (mist list pipeline)")
 
 
 def _check_passages(

@@ -101,12 +101,14 @@ def test_requests_are_written_where_asked(stage: Stage, tmp_path: Path) -> None:
     assert (tmp_path / "rows.parquet").read_text() == "parquet"
 
 
-@pytest.mark.parametrize("file", ["rows.csv", "nowhere/rows.parquet"])
+@pytest.mark.parametrize("file", ["rows.csv", "nowhere/rows.parquet", "folder.parquet", "/dev/full/rows.parquet"])
 def test_an_unwritable_file_is_refused_before_anything_runs(
-    stage: Stage, capsys: pytest.CaptureFixture[str], file: str
+    stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str
 ) -> None:
+    (tmp_path / "folder.parquet").mkdir()
     assert main(["simulate", "--requests", file]) == 2
     assert file in complaint(capsys)
+    assert not (tmp_path / "rows.csv").exists()
     assert stage.calls == []
 
 
@@ -153,6 +155,8 @@ def test_a_run_is_found_by_path_by_name_and_by_sweep(
         (["sweep", "mien"], ["sweep = mien: no such sweep", "did you mean mine?"]),
         (["show", "a", "b"], ["b: show takes one argument"]),
         (["list", "modl"], ["modl: no such group", "did you mean model?"]),
+        (["show", "--write", "page.md"], ["--write: has no effect without a RUN"]),
+        (["show", "--beside", "mine"], ["--beside: has no effect without a RUN"]),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(
@@ -172,6 +176,8 @@ def test_bad_input_is_one_line_and_exit_2(
         (Infeasible("needs 141 GB, has 96 GB"), 3, "needs 141 GB, has 96 GB"),
         (MistError("lost"), 1, "lost"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError("310 GiB"), 1, "not enough memory: 310 GiB"),
+        (OSError(28, "No space left on device"), 1, "[Errno 28] No space left on device"),
     ],
 )
 def test_every_error_has_its_exit_code(

@@ -172,6 +172,7 @@ class TestRefusals:
             (["tp=2", "llm.tp=4"], ["tp = 2: has no effect", "llm.tp=4"]),
             (["model=phi-4", "llm.model=qwen3-8b"], ["model = phi-4: has no effect", "llm.model=qwen3-8b"]),
             (["window={a: 1}", "window.a=2"], ["window.a = 2: lies inside 'window={a: 1}'"]),
+            (["model=lama-3.1-8b"], ["mist list model has all", "did you mean llama-3.1-8b", "more)"]),
             (["hydra.run.dir=x"], ["hydra.run.dir: no such address"]),
         ],
     )

@@ -35,6 +35,7 @@ def run(data: Mapping[str, Any], source: str) -> Run:
     """An aggregated export as JSON."""
     records, config = _records(data), data.get("input_config") or {}
     duration = records.get("benchmark_duration") or {}
+    lengths: dict[str, Any] = {side: stated(_block(records, name).get("avg")) for name, side in LENGTHS.items()}
     return Run(
         source=source,
         tool="aiperf",
@@ -46,7 +47,7 @@ def run(data: Mapping[str, Any], source: str) -> Run:
         failed=_count(records, "error_request_count"),
         duration=stated(duration.get("avg")) if isinstance(duration, Mapping) else None,
         latency=_latency(records, source),
-        **{side: stated(_block(records, name).get("avg")) for name, side in LENGTHS.items()},  # type: ignore[arg-type]
+        **lengths,
     )
 
 
@@ -87,7 +88,7 @@ def run_of_records(lines: Iterable[Mapping[str, Any]], source: str) -> Run:
     frame = pd.DataFrame(rows).astype(float)
     if "arrival" in frame:
         frame["arrival"] -= frame["arrival"].min()
-    lengths = {side: mean(frame[side].dropna().tolist()) for side in LENGTHS.values() if side in frame}
+    lengths: dict[str, Any] = {side: mean(frame[side].dropna().tolist()) for side in LENGTHS.values() if side in frame}
     return Run(
         source=source,
         tool="aiperf",
@@ -95,7 +96,7 @@ def run_of_records(lines: Iterable[Mapping[str, Any]], source: str) -> Run:
         failed=failed,
         latency=of_requests(frame),
         requests=frame,
-        **lengths,  # type: ignore[arg-type]
+        **lengths,
     )
 
 

@@ -36,6 +36,9 @@ def _run(report: Mapping[str, Any], data: Mapping[str, Any], source: str) -> Run
     totals = (data.get("run_stats") or {}).get("requests_made") or metrics.get("request_totals") or {}
     completed, errors = number(totals.get("successful")), number(totals.get("errored"))
     rows = _requests(data)
+    lengths: dict[str, Any] = {
+        side: stated(_of(metrics, name).get("mean")) or _mean(rows, side) for name, side in LENGTHS.items()
+    }
     return Run(
         source=source,
         tool="guidellm",
@@ -47,7 +50,7 @@ def _run(report: Mapping[str, Any], data: Mapping[str, Any], source: str) -> Run
         duration=stated(data.get("duration")),
         latency=_latency(metrics),
         requests=rows,
-        **{side: stated(_of(metrics, name).get("mean")) or _mean(rows, side) for name, side in LENGTHS.items()},  # type: ignore[arg-type]
+        **lengths,
     )
 
 

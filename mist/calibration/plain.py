@@ -113,7 +113,9 @@ def _of_requests(table: pd.DataFrame, found: Mapping[str, str | None], times: Ti
     for name, (metric, _, unit) in times.items():
         rows[metric] = np.array(numbers(name, table[name].tolist())) * unit
     model, engine = (str(table[name].iloc[0]) if (name := found[what]) else "" for what in ("model", "engine"))
-    lengths = {side: mean(rows[side].dropna().tolist()) if side in rows else None for side in ("input", "output")}
+    lengths: dict[str, Any] = {
+        side: mean(rows[side].dropna().tolist()) if side in rows else None for side in ("input", "output")
+    }
     latency = of_requests(rows)
     return Run(
         str(path),
@@ -123,7 +125,7 @@ def _of_requests(table: pd.DataFrame, found: Mapping[str, str | None], times: Ti
         completed=len(rows),
         latency=latency,
         requests=rows,
-        **lengths,  # type: ignore[arg-type]
+        **lengths,
     )
 
 

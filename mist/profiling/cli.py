@@ -37,7 +37,7 @@ def add_steps(subparsers: Subparsers) -> None:
     about = "what a step log covers (perf=profile), and how far sums of its parts are from its mixed steps"
     parser = subparsers.add_parser("steps", help=about, description=about, allow_abbrev=False)
     parser.add_argument("file", metavar="FILE", help=".csv or .parquet, see docs/profile.md")
-    parser.add_argument("where", nargs="*", metavar="column=value", help="which of its rows")
+    parser.add_argument("where", nargs="*", default=[], metavar="column=value", help="which of its rows")
     parser.set_defaults(command=steps)
 
 

@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-import mist
 from mist.build import build
+from mist.catalog import sweep_file
 from mist.errors import InputError
 from mist.sweep.domain import Value, scalar
 from mist.sweep.grammar import parse
@@ -155,19 +154,30 @@ def read(name: str, overrides: Sequence[str] = ()) -> tuple[str, dict[str, Any]]
     of one of the sweep's own fields (``budget.designs=100``, ``space.tp=choice(1, 2)``) changes it; any other is a
     base override: it fixes its key if that key is in the space, and holds in the screen too.
     """
-    path = _find(name)
+    path = sweep_file(name)
     try:
         data = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise InputError(str(path), name, f"not YAML: {' '.join(str(error).split())}") from None
+        raise InputError("", path, f"not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
-        raise InputError(str(path), name, "a sweep is a map of options", OPTIONS)
+        raise InputError("", path, "a sweep is a map of options", OPTIONS)
+    _check_fixed(data)
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise InputError("", text, "an override reads key=value")
         _lay(data, key, scalar(value))
     return path.stem, data
+
+
+def _check_fixed(data: Mapping[str, Any]) -> None:
+    """InputError where a file both fixes and varies a key; an override may fix what the file varies."""
+    base, space = data.get("base"), data.get("space")
+    if not (isinstance(base, Mapping) and isinstance(space, Mapping)):
+        return  # ill-typed, or nothing: told when the sweep is built
+    for key in base:
+        if key in space:
+            raise InputError(f"space.{key}", space[key], f"has no effect: base fixes {key}; take one of them out")
 
 
 def sweep(data: Mapping[str, Any]) -> Sweep:
@@ -189,22 +199,3 @@ def _lay(data: dict[str, Any], key: str, value: Value) -> None:
         if not isinstance(inner, Mapping):
             raise InputError(key, value, f"{first} has no options inside")
         data[first] = {**inner, rest: value}
-
-
-def folders() -> tuple[Path, ...]:
-    """Where sweeps are looked for: the user's first, then those beside the package, in a wheel or a source tree."""
-    package = Path(mist.__file__).parent
-    return Path("sweeps"), package / "sweeps", package.parent / "sweeps"
-
-
-def _find(name: str) -> Path:
-    given = Path(name)
-    if given.suffix in (".yaml", ".yml"):
-        if not given.is_file():
-            raise InputError("sweep", name, "no such file")
-        return given
-    for folder in folders():
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    names = sorted({path.stem for folder in folders() for path in folder.glob("*.yaml")})
-    raise InputError("sweep", name, "no such sweep here", names)

@@ -6,7 +6,7 @@
 import fcntl
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -50,16 +50,22 @@ def _point(link: Path, name: str) -> None:
 def load(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The sweep and the manifest of a run; InputError if the folder is not one."""
     try:
-        sweep, manifest = (
-            yaml.safe_load((run / "sweep.yaml").read_text()),
-            json.loads((run / "manifest.json").read_text()),
-        )
-    except (OSError, ValueError, yaml.YAMLError):
+        asked, kept = ((run / name).read_text() for name in ("sweep.yaml", "manifest.json"))
+    except OSError:
         runs = sorted(str(path.parent) for path in Path("results").glob("*/latest/manifest.json"))
         raise InputError("run", run, "not a run folder (sweep.yaml and manifest.json)", runs) from None
+    sweep, manifest = _map(run / "sweep.yaml", asked, yaml.safe_load), _map(run / "manifest.json", kept, json.loads)
     if manifest.get("format") != FORMAT:
         raise InputError("run", run, "was written by another version of MIST")
     return sweep, manifest
+
+
+def _map(file: Path, text: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+    with suppress(ValueError, yaml.YAMLError):
+        found = parse(text)
+        if isinstance(found, dict):
+            return found
+    raise InputError("run", file, "is damaged")
 
 
 class Trials:
@@ -109,7 +115,10 @@ def write_bounds(run: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 def read_bounds(run: Path) -> list[Line]:
     """Those of a run; none where its designs do not go by bounds, or have none yet."""
     file = run / "bounds.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    whole, lines = parse_lines(file.read_bytes(), file.name) if file.is_file() else (0, [])
+    if file.is_file() and whole < file.stat().st_size:
+        raise InputError("run", file, "is damaged; delete it, and mist resume works the bounds out again")
+    return lines
 
 
 def concluded(run: Path) -> bool:
@@ -123,21 +132,26 @@ def reopen(run: Path) -> None:
         (run / name).unlink(missing_ok=True)
 
 
-def parse_lines(data: bytes) -> tuple[int, list[Line]]:
+def parse_lines(data: bytes, file: str = "trials.jsonl") -> tuple[int, list[Line]]:
     """How many bytes are whole lines, and the lines. Only the last may be torn; any other is an InputError."""
     lines: list[Line] = []
     whole = 0
     for number, raw in enumerate(data.split(b"\n")[:-1], 1):
-        try:
-            lines.append(json.loads(raw))
-        except ValueError:
+        line = _object(raw)
+        if line is None:
             if whole + len(raw) + 1 < len(data):
-                raise InputError(
-                    f"trials.jsonl:{number}", raw[:40], "not a JSON object, and not the last line"
-                ) from None
+                raise InputError(f"{file}:{number}", raw[:40], "not a JSON object, and not the last line")
             break
+        lines.append(line)
         whole += len(raw) + 1
     return whole, lines
+
+
+def _object(raw: bytes) -> Line | None:
+    with suppress(ValueError):
+        found = json.loads(raw)
+        return found if isinstance(found, dict) else None
+    return None
 
 
 def write_table(run: Path, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -97,6 +97,10 @@ def test_a_trial_is_recorded_in_a_few_hundred_words(ask, tmp_path):
         ),
         ({"base": {**BASE, "slo.ttft_p99": "3 kg"}}, "slo.ttft_p99 = 3 kg: 'kg' is not a unit of time"),
         ({"screen": {"workload.requests": 0}}, "workload.requests = 0"),
+        (
+            {"base": {**BASE, "tp": 2}, "space": {"tp": "choice(1, 2)"}},
+            "space.tp = choice(1, 2): has no effect: base fixes tp; take one of them out",
+        ),
         ({"base": {**BASE, "budgt.designs": 3}}, "budgt.designs: no such address; did you mean budget?"),
     ],
 )

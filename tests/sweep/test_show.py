@@ -61,6 +61,17 @@ def test_a_run_of_another_version_is_listed_and_refused_by_name(run, tmp_path, m
     assert "another version of MIST" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("file", ["sweep.yaml", "manifest.json", "trials.jsonl"])
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]\n{}\n"])
+def test_a_damaged_run_is_told_by_its_file(run, capsys, file, text):
+    folder, _ = run
+    (folder / file).write_text(text)
+    code = main(["show", str(folder)])
+    err = capsys.readouterr().err
+    torn = file == "trials.jsonl" and "\n" not in text  # what a crash leaves: the whole lines count
+    assert (code, err) == (0, "") if torn else (code == 2 and file in err and err.count("\n") == 1)
+
+
 def test_no_runs_and_wrong_paths_are_told(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["show"]) == 0 and "no runs in" in capsys.readouterr().out
