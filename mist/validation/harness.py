@@ -161,6 +161,11 @@ class TraceReplay:
     input: str
     output: str
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """Columns that no fact is in."""
+        return frozenset({self.arrival, self.input, self.output})
+
     def replay(self, facts: Facts, rows: pd.DataFrame, overrides: Overrides) -> Mapping[str, float]:  # noqa: ARG002
         tokens = {name: _tokens(rows[column]) for name, column in (("input", self.input), ("output", self.output))}
         plain = pd.DataFrame({"arrival": _seconds(rows[self.arrival]), **tokens})

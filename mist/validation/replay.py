@@ -56,7 +56,7 @@ class Job:
             measured, found = self.cell.measured[metric], predicted.get(how.of)
             if measured > 0:  # NaN where the file has none
                 answered = found is not None and isfinite(found) and found > 0
-                why = problem or ("" if answered else f"the replay comes to no {how.of}")
+                why = problem or ("" if answered else f"no {how.of} comes of it, as of answers of one token")
                 yield Comparison(
                     self.name, self.file.name, self.variant, metric, measured, found if answered else None, why,
                     self.kind.fitted_on(self.cell.facts) and not self.cell.note, how.noise, self.cell.facts,

@@ -11,6 +11,7 @@ from functools import cache, lru_cache
 from hashlib import sha256
 from importlib.metadata import version
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,6 +65,7 @@ class System(NamedTuple):
 
     name: str  # folder
     kernels: str
+    memory_bandwidth: float = inf  # bytes/s, as published: what no kernel that reads memory can beat
 
     @property
     def own(self) -> bool:

@@ -64,7 +64,7 @@ def operators(asked: Asked) -> Operators:
     """Reads the tables; InputError, naming it, where one is missing."""
     replica = asked.replica
     model, tp = replica.model, replica.tp
-    system = System(replica.hardware.tables, replica.engine.kernels)
+    system = System(replica.hardware.tables, replica.engine.kernels, replica.hardware.memory_bandwidth)
     if not system.name:
         raise system._replace(name=replica.hardware.name).refuse("operator tables")
     attention = _attention(system, asked)
