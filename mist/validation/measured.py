@@ -138,7 +138,8 @@ class MeasuredSet:
 
     def _cell(self, rows: pd.DataFrame, row: Mapping[str, Any], stem: str) -> "Cell":
         measured = {name: metric.measured(rows) for name, metric in self.metrics.items()}
-        empty = [fact for fact in self.columns if pd.isna(row[fact])]
+        needed = row if self.derived else self.columns  # what was worked out, somebody wanted
+        empty = [fact for fact in needed if pd.isna(row[fact])]
         row = {fact: value for fact, value in row.items() if not pd.isna(value)} | dict.fromkeys(empty)
         said = {**self.given, **row}
         if str(said.get("precision", "")).lower() == AS_PUBLISHED:
