@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mist import service
+from mist import engines
 from mist.clients.llm import LLMClient
 from mist.clients.takeover import Takeover
 from mist.decoding import Decoding
@@ -96,7 +96,7 @@ def test_the_client_that_leaps_ends_where_the_one_that_steps_does(
         perf=linear(STEP, TOKEN, CACHED), engine={"block_tokens": 4},
     )  # fmt: skip
     leapt = drive(pool, load)
-    monkeypatch.setattr(service, "LeapingClient", LLMClient)
+    monkeypatch.setattr(engines, "LeapingClient", LLMClient)
     stepped = drive(pool, load)
     for name in TIMES:
         np.testing.assert_allclose(leapt.column(name), stepped.column(name), rtol=1e-12, atol=0)
