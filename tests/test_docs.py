@@ -9,6 +9,7 @@ import pytest
 
 from mist.arguments import read
 from mist.build import build
+from mist.cli import COMMANDS
 from mist.compose import compose
 from mist.errors import InputError
 from mist.inert import refuse_inert
@@ -16,7 +17,6 @@ from mist.scenario import Scenario
 
 ROOT = Path(__file__).parents[1]
 OWN = {"conf/hardware/mybox.yaml", "conf/engine/mine.yaml"}  # what a reader makes
-COMMANDS = ("simulate", "capacity", "sweep", "resume", "show", "validate", "calibrate", "list")
 UNSAID = re.compile(r"\.\.\.|<|\[|\{flat")  # a form and not a command
 
 
