@@ -1,11 +1,12 @@
-"""How many designs a second can be composed."""
+"""How many designs a second can be composed and told apart."""
 
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
 import pytest
 
 from mist.compose import compose
+from mist.sweep.identity import canonical, design_identity
 
 DESIGNS = 500
 
@@ -35,3 +36,14 @@ def test_compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     with capsys.disabled():
         print(f"\ncompose: {first * 1e3:.0f} ms the first time, then {each * 1e3:.2f} ms a design")
     assert each < 1e-3
+
+
+def test_the_identity_of_a_design_costs_less_than_two_milliseconds(capsys: pytest.CaptureFixture[str]) -> None:
+    config, took = compose([]), list[float]()
+    for _ in range(21):
+        began = process_time()
+        design_identity(canonical(config), "")
+        took.append(process_time() - began)
+    with capsys.disabled():
+        print(f"\nidentity of a design: {min(took[1:]) * 1e3:.2f} ms of CPU")
+    assert min(took[1:]) < 2e-3

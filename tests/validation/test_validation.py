@@ -231,7 +231,7 @@ def test_the_command_prints_and_writes(closed_loop, tmp_path, capsys, monkeypatc
         "perf=roofline", "perf=roofline tp=8",
     }  # fmt: skip
     cells = pd.read_csv(page.with_suffix(".csv"))
-    assert len(cells) == 2 * 2 * 3
+    assert len(cells) == 2 * 2 * 2
     assert (cells.predicted / cells.measured - 1).to_numpy() == pytest.approx(cells.error.to_numpy())
     assert main(["validate", str(file), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["foreign"] == []
