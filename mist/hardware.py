@@ -7,6 +7,8 @@ from typing import Literal
 from mist.errors import InputError
 from mist.units import Bytes, BytesPerSecond, OpsPerSecond, Seconds, Watts
 
+BUS = 121e9  # bytes/s one way: 16 lanes of PCIe 6.0, 64 GT/s x 16 x 242/256 / 8 (PCI-SIG)
+
 
 @dataclass(frozen=True)
 class HardwareSpec:
@@ -57,6 +59,11 @@ class HardwareSpec:
             raise InputError("multiprocessors", self.multiprocessors, "must not be negative")
         if self.scale_up_devices < 1:
             raise InputError("scale_up_devices", self.scale_up_devices, "must be at least 1")
+
+    @property
+    def over_bus(self) -> bool:
+        """Whether devices reach each other over the host's bus, for want of links of their own."""
+        return self.kind != "cpu" and self.scale_up_bandwidth <= min(self.host_bandwidth, BUS)
 
     def peak(self, dtype: str) -> float:
         """Dense operations per second when weights are stored as ``dtype``.

@@ -1,6 +1,6 @@
 """What a run comes to: timestamps of requests and state of pools -> Result."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mist import __version__
@@ -23,6 +23,7 @@ from mist.metrics import (
     unstable,
     within,
 )
+from mist.node import ISOLATED
 from mist.plan.query import Query
 from mist.pool_report import pool_report
 from mist.request import Request
@@ -154,9 +155,20 @@ def _notes(scenario: Scenario, cohort: Sequence[Request], window: Observed, e2e:
     for name, (own, members) in split(slo, cohort).items():
         notes.extend(f"class {name}: {note}" for note in tail_notes(own, len(members)) if name)
     notes.extend(missed_outages(scenario.faults, window.start, window.end))
+    notes.extend(_bus_notes(scenario))
     if len(cohort) < window.cycle:
         notes.append("the run was stopped early")
     return notes
+
+
+def _bus_notes(scenario: Scenario) -> Iterator[str]:
+    """Replicas whose devices were taken to reach each other over a bus that may not let them."""
+    for name, spec in scenario.pools.items():
+        if spec.replica.devices > 1 and spec.hardware.over_bus and spec.node == ISOLATED:
+            yield (
+                f"{name}: {spec.hardware.name} has no links of its own, and node=isolated lets devices reach each "
+                "other over PCIe directly; node=pcie-box is the server where they cannot"
+            )
 
 
 def _checks(slo: SLO, cohort: Sequence[Request], values: Mapping[str, list[float]]) -> dict[str, Check]:

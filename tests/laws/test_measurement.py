@@ -254,3 +254,16 @@ def test_an_early_stop_never_changes_a_verdict(make_pool, make_scenario, drawn):
             assert cut.to_json() == whole.to_json()
         stopped += cut.counts.arrived < whole.counts.arrived
     assert stopped > 10
+
+
+def test_a_result_says_where_devices_without_links_were_taken_to_reach_each_other(make_pool, make_scenario, sheet):
+    for hardware, tp, node, told in (
+        ("l40s", 2, "isolated", True),
+        ("l40s", 2, "pcie-box", False),
+        ("l40s", 1, "isolated", False),
+        ("h100", 2, "isolated", False),
+        ("gh200", 2, "isolated", False),
+    ):
+        pool = make_pool(hardware=hardware, tp=tp, node=sheet("node", node))
+        result = serve(make_scenario(pool), constant(7, 50), 0.7)
+        assert any("has no links of its own" in note for note in result.window.notes) == told
