@@ -36,6 +36,9 @@ from mist.units import Bytes
 Role = Literal["both", "prefill", "decode"]
 
 
+MOST_REPLICAS = 100_000  # of a pool
+
+
 @dataclass(frozen=True)
 class PoolSpec:
     """``replicas`` equal engines, each on ``tp * dp * pp`` devices of its own.
@@ -80,6 +83,8 @@ class PoolSpec:
         for field in ("tp", "pp", "dp", "ep", "replicas"):
             if getattr(self, field) < 1:
                 raise InputError(field, getattr(self, field), "must be at least 1")
+        if self.replicas > MOST_REPLICAS:
+            raise InputError("replicas", self.replicas, f"must be at most {MOST_REPLICAS:,}: more fill the memory")
         reserved = self.engine.reserved_blocks
         if self.kv_blocks is not None and self.kv_blocks <= reserved:
             beside = f" beside the {reserved} that {self.engine.name} keeps for itself" if reserved else ""

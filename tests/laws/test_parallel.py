@@ -226,3 +226,8 @@ def test_the_default_skew_is_what_was_measured_of_deepseek(replica, sheet):
 def test_nodes_widen_what_tensor_parallelism_can_be(make_pool, sheet):
     assert make_pool(model="llama-3.1-70b", tp=16, node=sheet("node", "hgx-h100")).devices == 16
     assert make_pool(model="llama-3.1-70b", tp=2, pp=3, replicas=2).devices == 12
+
+
+def test_more_replicas_than_memory_holds_are_refused(make_pool):
+    with pytest.raises(InputError, match=r"replicas = 1000000000: must be at most 100,000"):
+        make_pool(replicas=10**9)
