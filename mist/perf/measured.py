@@ -89,6 +89,7 @@ class MeasuredSteps:
         if found.scan is not None:
             self._kinds = (*self._kinds, Scanned(found.scan))
         self.uneven = any(kind.uneven for kind in self._kinds)  # whether the longest sequence counts
+        self._graph = rows if self.uneven else _none  # sequences that decode kernels are launched for, where it matters
 
     def step_time(self, shape: StepShape) -> float:
         decodes, context, chunks, drafted, longest, shared = shape
@@ -105,7 +106,7 @@ class MeasuredSteps:
         elif drafted:
             time += self._verification(decodes, context, drafted, longest)
         elif decodes:
-            time += self._decoding(decodes, context, longest, 0 if chunks else self._computed(decodes))
+            time += self._decoding(decodes, context, longest, 0 if chunks else self._graph(decodes))
         rows = decodes + len(chunks)
         if drafted:
             time -= drafted * self._engine.request_overhead
@@ -117,7 +118,7 @@ class MeasuredSteps:
         prompts, busiest = self._fullest(shape.chunks)
         time = self._engine.step_overhead + self._prompts(busiest)
         time += self._engine.mixed_overhead if shape.chunks else 0.0
-        launched = 0 if shape.chunks else self._computed(decodes)
+        launched = 0 if shape.chunks else self._graph(decodes)
         time += self._decoding(decodes, context, shape.longest, launched) if decodes else 0.0
         time += self._spread(decodes + prompts, shape.tokens)
         return time + self._head[-(-shape.requests // self._dp)]
@@ -145,7 +146,7 @@ class MeasuredSteps:
         share, cached = self._share(decodes, context) if self._dp > 1 else (decodes, float(context))
         linear = self._spread(share, decodes) if self._dp > 1 else self._linear[decodes]
         first = self._engine.step_overhead + linear + self._head[share]
-        slope, steps, launched = 0.0, inf, 0 if shared else self._computed(share)
+        slope, steps, launched = 0.0, inf, 0 if shared else self._graph(share)
         if shared:
             first += self._prefix(decodes, shared) + self._engine.cascade_overhead
         for kind in self._kinds:
@@ -172,7 +173,7 @@ class MeasuredSteps:
         ]
         if shape.shared:
             parts.extend(self._explain_prefix(decodes, shape.shared))
-        launched = 0 if shape.chunks or shape.drafted or shape.shared else self._computed(decodes)
+        launched = 0 if shape.chunks or shape.drafted or shape.shared else self._graph(decodes)
         for kind in self._kinds:
             apart = 0 if kind.windowed else shape.shared
             more = {"drafted": shape.drafted, "longest": max(shape.longest - apart, 0), "launched": launched}
@@ -221,3 +222,7 @@ class MeasuredSteps:
 
     def _verification(self, decodes: int, context: float, drafted: int, longest: int) -> float:
         return sum(kind.verification(decodes, context, drafted, longest) for kind in self._kinds)
+
+
+def _none(decodes: int) -> int:  # noqa: ARG001
+    return 0

@@ -81,7 +81,7 @@ class Kept:
 
     made: object
 
-    def of(self, *_: object) -> object:
+    def of(self, *_: object, **__: object) -> object:
         return self.made
 
 
