@@ -61,7 +61,7 @@ def told(run: Run, own: Overrides) -> Run:
     """The run with the load that ``own`` overrides tell in its file's place."""
     options = {"concurrency": own.get("workload.concurrency"), "rate": own.get("workload.rate")}
     given = {name: number({f"workload.{name}": said}, f"workload.{name}") for name, said in options.items() if said}
-    return replace(run, **given)  # type: ignore[arg-type]
+    return replace(run, **given)  # type: ignore[arg-type]  # names of its fields, all numbers
 
 
 def harness(run: Run, own: Overrides) -> Harness:

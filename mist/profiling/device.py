@@ -152,7 +152,7 @@ class Device:
         with suppress(RuntimeError):
             with cuda.graph(graph):
                 plain()
-            return graph.replay  # type: ignore[no-any-return]
+            return graph.replay  # type: ignore[no-any-return]  # torch may be absent, so untyped
         cuda.synchronize()
         return plain
 

@@ -70,7 +70,7 @@ class Job:
             return self.kind.harness.replay(self.cell.facts, self.cell.rows, self.overrides()), ""
         except (Unanswered, MistError) as error:
             return {}, str(error)
-        except Exception as error:
+        except Exception as error:  # told with its place, and counted as not predicted
             where = traceback.extract_tb(error.__traceback__)[-1]
             return {}, f"{DEFECT}: {type(error).__name__} {error} ({Path(where.filename).name}:{where.lineno})"
 

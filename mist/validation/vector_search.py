@@ -98,7 +98,7 @@ class VectorSearch:
         shape = {"vectors": searched.vectors, "dim": searched.dim, "k": k, "ef_search": depth}
         again = {"refine": refine, "refine_dtype": deployed.refine_dtype} if refine else {}
         found = {**shape, **again, "links": round(number(facts, "links")), "dtype": deployed.dtype}
-        return replace(build(Hnsw, sheet("retrieval", "hnsw")), **found), deployed  # type: ignore[arg-type]
+        return replace(build(Hnsw, sheet("retrieval", "hnsw")), **found), deployed  # type: ignore[arg-type]  # by its fields
 
 
 @dataclass(frozen=True)
